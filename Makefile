@@ -1,0 +1,38 @@
+# Everything runs in .venv, which each target sets up when it is missing or out of date.
+PYTHON ?= python3
+EXTRA := $(if $(filter Linux,$(shell uname -s)),cpu,)
+VENV := .venv
+BIN := $(VENV)/bin
+comma := ,
+
+.PHONY: demo test check test-upstream clean
+
+demo: $(VENV)/.installed  ## Ask the bundled model a question with 40% of the memory it needs.
+	$(BIN)/mlx-flash generate --memory 40% -n 160 -p "What does shutil.copytree do?"
+
+test: $(VENV)/.dev  ## Run all tests.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## Check format, lint, types and the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-upstream: $(VENV)/.dev  ## Run mlx-lm's own model tests with and without streaming.
+	$(BIN)/python tests/upstream/run.py
+
+clean:  ## Remove everything that make made.
+	rm -rf $(VENV) .upstream
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(if $(EXTRA),[$(EXTRA)])'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev$(if $(EXTRA),$(comma)$(EXTRA))]'
+	@touch $@

@@ -1,0 +1,36 @@
+"""MLX-Flash: run Mixture-of-Experts models larger than memory, exactly.
+
+The experts stream from the SSD through a cache of slots; the output is bit for bit the one the
+model would give if it fitted. `load` returns a model that mlx-lm's own functions run unchanged.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "1.0.0.dev0"
+
+if TYPE_CHECKING:
+    from .config import ReadOptions
+    from .engine.load import load
+    from .streaming.install import ExpertStream, stream_experts
+
+__all__ = ["ExpertStream", "ReadOptions", "__version__", "load", "stream_experts"]
+
+_HOMES = {
+    "ExpertStream": "streaming.install",
+    "ReadOptions": "config",
+    "load": "engine.load",
+    "stream_experts": "streaming.install",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that the command line starts fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

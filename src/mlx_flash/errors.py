@@ -1,0 +1,64 @@
+"""Every error that MLX-Flash raises on purpose.
+
+MLXFlashError
+├── FormatError            a file is not what its header says (path, offset)
+├── ExpertReadError        a read failed or was short (layer, expert, path, offset)
+├── UnsupportedModelError  nothing to stream, or a layer type we do not know
+├── MemoryPlanError        does not fit; says what would, in bytes
+├── ModelNotFoundError     no such path or repository
+└── PromptError            the prompt does not fit the model's context
+"""
+
+from pathlib import Path
+
+
+class MLXFlashError(Exception):
+    """The root of the tree: catch it to catch everything below."""
+
+
+class FormatError(MLXFlashError):
+    """Raised when a checkpoint file is not what its header or its index says.
+
+    `path` is the file; `offset` is the byte where it went wrong, when one is known.
+    """
+
+    def __init__(self, message: str, path: Path, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+
+
+class ExpertReadError(MLXFlashError):
+    """Raised when the bytes of one expert cannot be read. The expert stays non-resident."""
+
+    def __init__(self, reason: str, *, layer: int, expert: int, path: Path, offset: int) -> None:
+        super().__init__(
+            f"cannot read expert {expert} of layer {layer} from {path} at offset {offset}: {reason}"
+        )
+        self.layer = layer
+        self.expert = expert
+        self.path = path
+        self.offset = offset
+
+
+class UnsupportedModelError(MLXFlashError):
+    """Raised when a model has a type, layer or file layout that MLX-Flash cannot stream."""
+
+
+class MemoryPlanError(MLXFlashError):
+    """Raised when the memory asked for makes no sense or cannot hold the model.
+
+    `needed_bytes` is the smallest limit that works, when one is known.
+    """
+
+    def __init__(self, message: str, needed_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+
+
+class ModelNotFoundError(MLXFlashError):
+    """Raised when a model is neither a folder with a checkpoint nor a repository on the Hub."""
+
+
+class PromptError(MLXFlashError):
+    """Raised when a prompt is empty or longer than the model's context."""
