@@ -1,0 +1,1 @@
+"""Decides which experts are resident. Bookkeeping only: no reads, no arrays."""

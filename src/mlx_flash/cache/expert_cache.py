@@ -1,0 +1,170 @@
+"""Which expert sits in which slot. Holds no bytes and reads none: it only decides."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .policies import Policy
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What one admission found and decided.
+
+    `hits` were resident before; `misses` must be read into their slots inside the transaction.
+    Both map an expert to its slot.
+    """
+
+    hits: dict[int, int]
+    misses: dict[int, int]
+
+
+class _LayerSlots:
+    """The slots of one layer: an explicit expert -> slot map, the free slots, pins and a policy."""
+
+    def __init__(self, num_experts: int, capacity: int, policy: Policy) -> None:
+        self.num_experts = num_experts
+        self.capacity = capacity
+        self.policy = policy
+        self.slot_of: dict[int, int] = {}
+        self.free = list(range(capacity - 1, -1, -1))
+        self.pins: dict[int, int] = {}
+        self.now = 0
+
+
+class ExpertCache:
+    """Slots per layer, filled through `admit()`. Not thread-safe: one model thread owns it."""
+
+    def __init__(
+        self,
+        num_experts: Sequence[int],
+        capacities: Sequence[int],
+        new_policy: Callable[[], Policy],
+    ) -> None:
+        """Start empty, with `capacities[layer]` slots for `num_experts[layer]` experts."""
+        if any(capacity < 1 for capacity in capacities):
+            raise ValueError(f"every layer needs a slot, got capacities {list(capacities)}")
+        self._layers = [
+            _LayerSlots(experts, min(capacity, experts), new_policy())
+            for experts, capacity in zip(num_experts, capacities, strict=True)
+        ]
+
+    @property
+    def capacities(self) -> list[int]:
+        """Slots of each layer."""
+        return [layer.capacity for layer in self._layers]
+
+    def slot_of(self, layer: int, expert: int) -> int | None:
+        """Return the slot that holds an expert, or None when it is not resident."""
+        return self._layers[layer].slot_of.get(expert)
+
+    def residents(self, layer: int) -> dict[int, int]:
+        """Return a copy of the expert -> slot map of a layer."""
+        return dict(self._layers[layer].slot_of)
+
+    def waves(self, layer: int, experts: Iterable[int]) -> list[list[int]]:
+        """Split distinct `experts` into groups that fit the layer's slots, residents first.
+
+        Residents come first so that no wave evicts an expert that a later wave asks for.
+
+        Raises:
+            ValueError: pins leave no slot for an expert that is not resident.
+        """
+        slots = self._layers[layer]
+        asked = sorted(set(experts))
+        resident = [expert for expert in asked if expert in slots.slot_of]
+        missing = [expert for expert in asked if expert not in slots.slot_of]
+        first = slots.capacity - len(slots.pins.keys() - set(resident))
+        later = slots.capacity - len(slots.pins)
+        head, rest = missing[: first - len(resident)], missing[first - len(resident) :]
+        if rest and later < 1:
+            raise ValueError(f"every slot of layer {layer} is pinned")
+        waves = [resident + head] if resident or head else []
+        return waves + [rest[start : start + later] for start in range(0, len(rest), later)]
+
+    @contextmanager
+    def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
+        """Give each of `experts` a slot for as long as the block runs; commit when it ends.
+
+        The block reads the bytes of the misses. They become resident when it ends; when it
+        raises, none of them does and their slots are free, whatever was written there. Hits stay
+        resident either way. No expert asked for, and no pinned one, is ever a victim.
+
+        Raises:
+            ValueError: more distinct experts than the layer can hold beside its pins, or an
+                expert that the layer does not have. Nothing has changed then.
+        """
+        slots = self._layers[layer]
+        asked = set(experts)
+        self._check_room(layer, asked)
+        slots.now += 1
+        hits = {expert: slots.slot_of[expert] for expert in asked if expert in slots.slot_of}
+        for expert in sorted(asked):
+            slots.policy.used(expert, slots.now)
+        misses = {}
+        for expert in sorted(asked - hits.keys()):
+            if not slots.free:
+                self._evict(slots, slots.slot_of.keys() - asked - slots.pins.keys())
+            misses[expert] = slots.free.pop()
+        try:
+            yield Admission(hits, misses)
+        except BaseException:
+            for expert, slot in misses.items():
+                slots.policy.evicted(expert)
+                slots.free.append(slot)
+            raise
+        slots.slot_of.update(misses)
+
+    def _check_room(self, layer: int, asked: set[int]) -> None:
+        slots = self._layers[layer]
+        unknown = [expert for expert in asked if not 0 <= expert < slots.num_experts]
+        if unknown:
+            raise ValueError(
+                f"layer {layer} has experts 0 to {slots.num_experts - 1}, asked for {unknown}"
+            )
+        if len(asked | slots.pins.keys()) > slots.capacity:
+            raise ValueError(
+                f"{len(asked)} experts and {len(slots.pins)} pins do not fit "
+                f"the {slots.capacity} slots of layer {layer}"
+            )
+
+    @staticmethod
+    def _evict(slots: _LayerSlots, candidates: set[int]) -> None:
+        victim = slots.policy.victim(candidates, slots.now)
+        slots.free.append(slots.slot_of.pop(victim))
+        slots.policy.evicted(victim)
+
+    @contextmanager
+    def pin(self, layer: int, expert: int) -> Iterator[int]:
+        """Keep a resident expert in its slot while the block runs; yield the slot. Pins nest.
+
+        Raises:
+            KeyError: the expert is not resident.
+        """
+        slots = self._layers[layer]
+        slot = slots.slot_of[expert]
+        slots.pins[expert] = slots.pins.get(expert, 0) + 1
+        try:
+            yield slot
+        finally:
+            slots.pins[expert] -= 1
+            if not slots.pins[expert]:
+                del slots.pins[expert]
+
+    def check_integrity(self) -> None:
+        """Walk every layer both ways.
+
+        Raises:
+            AssertionError: a slot is held twice, lost, or out of range, or a pin is not resident.
+        """
+        for number, slots in enumerate(self._layers):
+            held = list(slots.slot_of.values())
+            everything = sorted(held + slots.free)
+            assert everything == list(range(slots.capacity)), (
+                f"layer {number}: slots {everything} are not 0..{slots.capacity - 1} once each"
+            )
+            experts = slots.slot_of.keys()
+            assert all(0 <= expert < slots.num_experts for expert in experts), (
+                f"layer {number} holds experts it does not have: {sorted(experts)}"
+            )
+            assert slots.pins.keys() <= experts, f"layer {number}: a pinned expert is not resident"

@@ -1,0 +1,1 @@
+"""Where an expert's bytes lie. Reads headers, never weights."""

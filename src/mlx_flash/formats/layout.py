@@ -1,0 +1,103 @@
+"""The layout of one layer's experts: which span of which file fills which tensor of a slot."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UnsupportedModelError
+from .safetensors import DTYPE_BYTES, TensorEntry
+
+SLOT_ALIGNMENT = 16 * 1024
+"""Every tensor's slots start at a multiple of this: a page on every platform, for direct reads."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """`nbytes` bytes at `offset` of the file `path`."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """One tensor that every expert of a layer has, such as `gate_proj.scales`.
+
+    `shape` and `nbytes` are of one expert; the experts lie back to back from `offset` on.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    path: Path
+    offset: int
+
+    def span(self, expert: int) -> Span:
+        """Return where this tensor of `expert` lies."""
+        return Span(self.path, self.offset + expert * self.nbytes, self.nbytes)
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Where the experts of one layer lie in a stock checkpoint, where they are stacked."""
+
+    layer: int
+    prefix: str
+    num_experts: int
+    tensors: tuple[ExpertTensor, ...]
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert on disk."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def slab_bytes(self, capacity: int) -> int:
+        """Return the memory that `capacity` slots take, alignment included."""
+        return SLOT_ALIGNMENT + sum(aligned(capacity * tensor.nbytes) for tensor in self.tensors)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file that holds a part of this layer's experts."""
+        return tuple(dict.fromkeys(tensor.path for tensor in self.tensors))
+
+
+def aligned(nbytes: int) -> int:
+    """Return `nbytes` rounded up to a multiple of SLOT_ALIGNMENT."""
+    return -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
+def stacked_layout(
+    tensors: Mapping[str, TensorEntry],
+    layer: int,
+    prefix: str,
+    wanted: Mapping[str, tuple[tuple[int, ...], str]],
+) -> ExpertLayout:
+    """Return the layout of a layer whose experts are stacked along the first axis.
+
+    `wanted` gives the shape (experts first) and dtype that the model expects of each tensor,
+    named relative to `prefix`, the module path of the layer's experts.
+
+    Raises:
+        UnsupportedModelError: a tensor is not in the checkpoint, or has another shape or dtype.
+    """
+    found = []
+    num_experts = 0
+    for name, (shape, dtype) in wanted.items():
+        entry = tensors.get(f"{prefix}.{name}")
+        if entry is None:
+            raise UnsupportedModelError(
+                f"the checkpoint does not hold {prefix}.{name}: its experts are stored under other "
+                "names than mlx-lm gives them; convert it with mlx_lm.convert first."
+            )
+        if entry.shape != shape or entry.dtype != dtype:
+            raise UnsupportedModelError(
+                f"the checkpoint holds {entry.name} as {entry.dtype} {list(entry.shape)}, the "
+                f"model expects {dtype} {list(shape)}; convert it with mlx_lm.convert first."
+            )
+        num_experts = shape[0]
+        nbytes = math.prod(shape[1:]) * DTYPE_BYTES[dtype]
+        found.append(ExpertTensor(name, dtype, shape[1:], nbytes, entry.path, entry.offset))
+    return ExpertLayout(layer, prefix, num_experts, tuple(found))

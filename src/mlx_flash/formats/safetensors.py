@@ -1,0 +1,128 @@
+"""Headers of safetensors files: which tensor lies where. Nothing in a header is trusted."""
+
+import itertools
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+"""Bytes per element of each dtype that the format names."""
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: `nbytes` at the absolute `offset` of `path`, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return every tensor of a safetensors file by name.
+
+    Raises:
+        FormatError: the file is truncated, or its header is no header, overlaps, leaves the file,
+            or names a size that its shape and dtype do not have.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise FormatError(f"{path} is too short to be a safetensors file.", path, 0)
+            (header_bytes,) = struct.unpack("<Q", prefix)
+            if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+                raise FormatError(
+                    f"{path} is truncated or not a safetensors file: its header would take "
+                    f"{header_bytes} bytes of {size}.",
+                    path,
+                    0,
+                )
+            raw = file.read(header_bytes)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}.", path) from error
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise FormatError(f"{path} has a header that is not JSON: {error}.", path, 8) from error
+    if not isinstance(header, dict):
+        raise FormatError(f"{path} has a header that is not a JSON object.", path, 8)
+    data_start = 8 + header_bytes
+    entries = {
+        name: _entry(name, value, path, data_start, size)
+        for name, value in header.items()
+        if name != "__metadata__"
+    }
+    _check_no_overlap(entries, path)
+    return entries
+
+
+def _entry(name: str, value: Any, path: Path, data_start: int, size: int) -> TensorEntry:
+    try:
+        dtype = value["dtype"]
+        shape = tuple(value["shape"])
+        begin, end = value["data_offsets"]
+        item_bytes = DTYPE_BYTES[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} describes tensor {name!r} badly: {error!r}.", path, 8) from error
+    numbers = (*shape, begin, end)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise FormatError(f"{path} gives tensor {name!r} a negative or broken size.", path, 8)
+    if data_start + end > size:
+        raise FormatError(
+            f"{path} is truncated: tensor {name!r} ends at byte {data_start + end} "
+            f"of a file of {size} bytes; download it again.",
+            path,
+            data_start + begin,
+        )
+    if end - begin != math.prod(shape) * item_bytes:
+        raise FormatError(
+            f"{path} has a header that lies: tensor {name!r} of shape {list(shape)} in {dtype} "
+            f"cannot take {end - begin} bytes.",
+            path,
+            data_start + begin,
+        )
+    return TensorEntry(name, dtype, shape, path, data_start + begin, end - begin)
+
+
+def _check_no_overlap(entries: Mapping[str, TensorEntry], path: Path) -> None:
+    """Raise FormatError when two tensors share bytes."""
+    ordered = sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes))
+    for before, after in itertools.pairwise(ordered):
+        if before.offset + before.nbytes > after.offset:
+            raise FormatError(
+                f"{path} has a header that lies: tensors {before.name!r} and {after.name!r} "
+                "overlap.",
+                path,
+                after.offset,
+            )

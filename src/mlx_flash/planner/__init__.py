@@ -1,0 +1,1 @@
+"""Arithmetic on sizes: from a model and a memory limit to a plan. Runs nothing."""

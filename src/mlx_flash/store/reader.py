@@ -1,0 +1,174 @@
+"""Reads expert bytes from files straight into buffers, several reads in flight at once."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ReadOptions
+from ..errors import ExpertReadError
+from ..types import ExpertKey
+from .files import CheckpointFiles
+
+Preadv = Callable[[int, Sequence[memoryview], int], int]
+
+_MAX_VIEWS = 512  # below every platform's IOV_MAX
+
+
+@dataclass(frozen=True)
+class Read:
+    """Fill the byte view `into` from `offset` of the file `path`, on behalf of an expert."""
+
+    key: ExpertKey
+    path: Path
+    offset: int
+    into: memoryview
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Reads that are neighbours in one file, done by one system call. Never empty."""
+
+    reads: tuple[Read, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(read.into.nbytes for read in self.reads)
+
+
+class ReadBatch:
+    """Reads in flight. The views must stay alive, and untouched, until `wait` returns."""
+
+    def __init__(self, futures: Sequence["Future[int]"]) -> None:
+        self._futures = futures
+
+    def wait(self) -> int:
+        """Block until every read has ended; return the bytes read.
+
+        Also when this raises, no thread touches the views any more.
+
+        Raises:
+            ExpertReadError: one of the reads failed, after its retries.
+        """
+        try:
+            wait(self._futures)
+        except BaseException:  # an interrupt: the views must be quiet before anyone reuses them
+            for future in self._futures:
+                future.cancel()
+            wait(self._futures)
+            raise
+        return sum(future.result() for future in self._futures)
+
+
+class ExpertReader:
+    """A pool of reader threads over a set of open files."""
+
+    def __init__(
+        self, files: CheckpointFiles, options: ReadOptions, preadv: Preadv = os.preadv
+    ) -> None:
+        """Start no thread yet. `preadv` is replaced in tests to make reads fail."""
+        self._files = files
+        self._options = options
+        self._preadv = preadv
+        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="expert-reader")
+
+    def submit(self, reads: Sequence[Read]) -> ReadBatch:
+        """Start all `reads` and return at once."""
+        runs = coalesce(reads, self._options.split_bytes)
+        shares = _balance(runs, self._options.num_threads)
+        return ReadBatch([self._pool.submit(self._do, share) for share in shares])
+
+    def close(self) -> None:
+        """Wait for reads in flight and end the threads. The files stay open."""
+        self._pool.shutdown()
+
+    def _do(self, runs: Sequence[_Run]) -> int:
+        return sum(self._read(run) for run in runs)
+
+    def _read(self, run: _Run) -> int:
+        """Read one run, again after a failure; return its bytes."""
+        first = run.reads[0]
+        reason = ""
+        for _ in range(1 + self._options.num_retries):
+            try:
+                done = self._fill(run)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                continue
+            if self._files.changed(first.path):
+                reason = "the file changed after it was opened"
+                break
+            if done == run.nbytes:
+                return done
+            reason = f"the file ends after {done} of {run.nbytes} bytes"
+        raise ExpertReadError(
+            reason,
+            layer=first.key.layer,
+            expert=first.key.expert,
+            path=first.path,
+            offset=first.offset,
+        )
+
+    def _fill(self, run: _Run) -> int:
+        """Read until the views are full or the file ends; return the bytes read."""
+        descriptor = self._files.descriptor(run.reads[0].path)
+        offset = run.reads[0].offset
+        views = [read.into for read in run.reads]
+        done = 0
+        while views:
+            count = self._preadv(descriptor, views, offset + done)
+            if count == 0:
+                break
+            done += count
+            while views and count >= views[0].nbytes:
+                count -= views.pop(0).nbytes
+            if views:
+                views[0] = views[0][count:]
+        return done
+
+
+def coalesce(reads: Sequence[Read], split_bytes: int) -> list[_Run]:
+    """Return the reads as runs of at most `split_bytes`: neighbours joined, large ones split."""
+    runs: list[_Run] = []
+    pending: list[Read] = []
+    pending_bytes = 0
+    for read in sorted(_split(reads, split_bytes), key=lambda read: (read.path, read.offset)):
+        joins = (
+            pending
+            and pending[-1].path == read.path
+            and pending[-1].offset + pending[-1].into.nbytes == read.offset
+            and pending_bytes + read.into.nbytes <= split_bytes
+            and len(pending) < _MAX_VIEWS
+        )
+        if pending and not joins:
+            runs.append(_Run(tuple(pending)))
+            pending, pending_bytes = [], 0
+        pending.append(read)
+        pending_bytes += read.into.nbytes
+    if pending:
+        runs.append(_Run(tuple(pending)))
+    return runs
+
+
+def _split(reads: Sequence[Read], split_bytes: int) -> list[Read]:
+    """Return the reads with those above `split_bytes` cut into equal parts, page by page."""
+    parts = []
+    for read in reads:
+        count = -(-read.into.nbytes // split_bytes)
+        step = -(-read.into.nbytes // max(count, 1) // 4096) * 4096 or 4096
+        for start in range(0, read.into.nbytes, step):
+            view = read.into[start : start + step]
+            parts.append(Read(read.key, read.path, read.offset + start, view))
+    return parts
+
+
+def _balance(runs: Sequence[_Run], num_shares: int) -> list[list[_Run]]:
+    """Return the runs dealt into at most `num_shares` lists of about equal bytes, none empty."""
+    shares: list[list[_Run]] = [[] for _ in range(min(num_shares, len(runs)))]
+    loads = [0] * len(shares)
+    for run in sorted(runs, key=lambda run: -run.nbytes):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(run)
+        loads[lightest] += run.nbytes
+    return shares

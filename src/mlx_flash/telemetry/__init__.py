@@ -1,0 +1,1 @@
+"""Counters of what happened, and readings of the machine's memory."""

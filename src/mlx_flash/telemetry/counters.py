@@ -1,0 +1,33 @@
+"""What the streaming of experts did: asks, hits, bytes and waiting time."""
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass
+class StreamCounters:
+    """Totals since the model was loaded; subtract two snapshots for an interval.
+
+    `asks` counts distinct (layer, expert) pairs per call of a layer, `hits` those that were
+    resident; `stall_s` is the time the model waited for bytes.
+    """
+
+    asks: int = 0
+    hits: int = 0
+    waves: int = 0
+    bytes_read: int = 0
+    stall_s: float = 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over asks, 0..1; 1 when nothing was asked."""
+        return self.hits / self.asks if self.asks else 1.0
+
+    def snapshot(self) -> "StreamCounters":
+        """Return a copy that later events do not change."""
+        return replace(self)
+
+    def since(self, earlier: "StreamCounters") -> "StreamCounters":
+        """Return what happened after `earlier` was taken."""
+        return StreamCounters(
+            **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
+        )

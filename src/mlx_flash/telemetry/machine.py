@@ -1,0 +1,87 @@
+"""Readings of the machine: memory that can be spared, cores that may be used, memory in use."""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def available_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Return the bytes that this process may still take: of RAM, and of every cgroup above it."""
+    room = [int(psutil.virtual_memory().available)]
+    room += [limit - used for limit, used in _cgroup_memory(root, membership)]
+    return max(0, min(room))
+
+
+def total_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Return the bytes of memory this process could have at most: RAM or the tightest cgroup."""
+    limits = [limit for limit, _ in _cgroup_memory(root, membership)]
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
+def _cgroup_memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
+    """Yield (limit, unreclaimable use) in bytes of each limited memory cgroup of this process."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return  # not Linux, or no /proc
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = base / own.lstrip("/")
+        if not folder.is_dir():  # inside a container the path is the host's; its own is the root
+            folder = base
+        while True:
+            reading = _read_cgroup(folder, *names)
+            if reading is not None:
+                yield reading
+            if folder == base:
+                break
+            folder = folder.parent
+
+
+def _read_cgroup(
+    folder: Path, limit_name: str, usage_name: str, reclaimable: str
+) -> tuple[int, int] | None:
+    """Return (limit, unreclaimable use) of one cgroup in bytes, or None when it has no limit."""
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        usage = int((folder / usage_name).read_text())
+        stat = dict(
+            line.split()[:2] for line in (folder / "memory.stat").read_text().splitlines() if line
+        )
+    except (OSError, ValueError):
+        return None
+    if not limit.isdigit() or int(limit) >= 1 << 60:
+        return None
+    return int(limit), max(0, usage - int(stat.get(reclaimable, 0)))
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def num_cores() -> int:
+    """Return the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
