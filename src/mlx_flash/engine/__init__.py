@@ -1,0 +1,1 @@
+"""Use cases: find, load and run a model."""

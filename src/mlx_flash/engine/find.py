@@ -1,0 +1,73 @@
+"""Finds a model: the bundled one, a folder, or a repository on the Hub."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from ..errors import ModelNotFoundError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PATTERNS = [
+    "*.json",
+    "model*.safetensors",
+    "tokenizer.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jinja",
+]
+
+
+def bundled_model() -> Path:
+    """Return the folder of the model that ships with the package."""
+    return Path(str(resources.files("mlx_flash.assets") / "model"))
+
+
+def find_model(name: str | Path | None) -> Path:
+    """Return the folder of a model; download it, with a progress bar, when it is a Hub id.
+
+    None is the bundled model.
+
+    Raises:
+        ModelNotFoundError: neither a folder nor a repository that can be reached.
+    """
+    if name is None:
+        return bundled_model()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelNotFoundError(f"{path} is a file: give the folder of an MLX checkpoint.")
+    if not _REPOSITORY.fullmatch(str(name)):
+        raise ModelNotFoundError(
+            f"{name} does not exist: give the folder of an MLX checkpoint or a Hub id (owner/name)."
+        )
+    return _download(str(name))
+
+
+def _download(repository: str) -> Path:
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"{repository} asks for a permission on the Hub: accept its terms there and log in "
+            "with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelNotFoundError(
+            f"{repository} is neither a folder here nor a model on the Hub."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{repository} is not on this machine and the Hub cannot be reached."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelNotFoundError(f"cannot download {repository}: {error}") from error

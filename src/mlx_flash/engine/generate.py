@@ -1,0 +1,186 @@
+"""Generates text from a prompt and reports what it took."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import stream_generate
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ..errors import PromptError
+from ..streaming import adapter
+from ..telemetry import machine
+from ..telemetry.counters import StreamCounters
+from .load import LoadedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """How to generate: at most `max_tokens` tokens, sampled at `temperature` (0 is greedy)."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int | None = None
+    chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise PromptError(f"cannot generate {self.max_tokens} tokens: ask for 1 or more.")
+        if not self.temperature >= 0:
+            raise PromptError(f"a temperature of {self.temperature} is below 0.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a generation stands: `text` is what the last token added."""
+
+    text: str
+    num_tokens: int
+    tps: float
+    counters: StreamCounters
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What was generated, how fast, and what memory and reads it took.
+
+    Sizes are bytes, times seconds, `*_tps` tokens per second. `capacity` is slots per layer.
+    `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
+    `peak_rss_bytes` is of the whole process, Python included.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    generation_tokens: int
+    finish_reason: str
+    ttft_s: float
+    prompt_tps: float
+    generation_tps: float
+    hit_rate: float
+    decode_hit_rate: float
+    expert_bytes_read: int
+    decode_bytes_per_token: float
+    stall_s: float
+    memory_limit_bytes: int
+    resident_bytes: int
+    slot_bytes: int
+    expert_bytes: int
+    capacity: int
+    experts_per_layer: int
+    peak_model_bytes: int
+    peak_rss_bytes: int
+    backend: str
+    lossy: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+
+def encode(tokenizer: TokenizerWrapper, prompt: str, options: GenerateOptions) -> list[int]:
+    """Return the prompt's tokens.
+
+    Raises:
+        PromptError: it is empty.
+    """
+    tokens = adapter.encode_prompt(tokenizer, prompt, options.chat_template)
+    if not prompt or not tokens:
+        raise PromptError("the prompt is empty: give some text.")
+    return tokens
+
+
+def room_for(prompt_tokens: int, context_tokens: int | None, options: GenerateOptions) -> int:
+    """Return how many tokens can be generated: what is asked, or what the context leaves.
+
+    Raises:
+        PromptError: the prompt leaves no room in the model's context.
+    """
+    if context_tokens is None:
+        return options.max_tokens
+    if prompt_tokens >= context_tokens:
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens and the model's context holds "
+            f"{context_tokens}: shorten the prompt."
+        )
+    return min(options.max_tokens, context_tokens - prompt_tokens)
+
+
+def backend_name() -> str:
+    """Return the MLX back end that computes: metal, cuda or cpu."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def generate(
+    loaded: LoadedModel,
+    tokenizer: TokenizerWrapper,
+    prompt: Sequence[int],
+    options: GenerateOptions,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> GenerationReport:
+    """Generate from prompt tokens; call `on_progress` after each token.
+
+    Ctrl-C ends the generation early: the report then says `interrupted`.
+
+    Raises:
+        PromptError: the prompt does not fit the model's context.
+        ExpertReadError: an expert could not be read; the model can be used again.
+    """
+    max_tokens = room_for(len(prompt), loaded.checkpoint.context_tokens, options)
+    if options.seed is not None:
+        mx.random.seed(options.seed)
+    counters = loaded.stream.counters if loaded.stream else StreamCounters()
+    before = after_prompt = counters.snapshot()
+    start = time.perf_counter()
+    text, ttft_s, finish_reason, last = "", 0.0, "interrupted", None
+    tokens: list[int] = []
+    try:
+        for last in stream_generate(
+            loaded.model,
+            tokenizer,
+            list(prompt),
+            max_tokens=max_tokens,
+            sampler=adapter.sampler(options.temperature),
+            prefill_step_size=loaded.prefill_step,
+        ):
+            if not tokens:
+                ttft_s = time.perf_counter() - start
+                after_prompt = counters.snapshot()
+            text += last.text
+            tokens.append(int(last.token))
+            finish_reason = last.finish_reason or finish_reason
+            so_far = counters.since(before)
+            on_progress(Progress(last.text, len(tokens), last.generation_tps, so_far))
+    except KeyboardInterrupt:
+        pass
+    total, decode = counters.since(before), counters.since(after_prompt)
+    experts_per_layer = max((layout.num_experts for layout in loaded.layouts), default=0)
+    return GenerationReport(
+        text=text,
+        tokens=tokens,
+        prompt_tokens=len(prompt),
+        generation_tokens=len(tokens),
+        finish_reason=finish_reason,
+        ttft_s=ttft_s,
+        prompt_tps=last.prompt_tps if last else 0.0,
+        generation_tps=last.generation_tps if last else 0.0,
+        hit_rate=total.hit_rate,
+        decode_hit_rate=decode.hit_rate,
+        expert_bytes_read=total.bytes_read,
+        decode_bytes_per_token=decode.bytes_read / max(1, len(tokens) - 1),
+        stall_s=total.stall_s,
+        memory_limit_bytes=loaded.plan.limit_bytes,
+        resident_bytes=loaded.plan.resident_bytes,
+        slot_bytes=loaded.plan.slot_bytes,
+        expert_bytes=sum(layout.num_experts * layout.expert_bytes for layout in loaded.layouts),
+        capacity=experts_per_layer if loaded.plan.capacity is None else loaded.plan.capacity,
+        experts_per_layer=experts_per_layer,
+        peak_model_bytes=int(mx.get_peak_memory()),
+        peak_rss_bytes=machine.peak_rss_bytes(),
+        backend=backend_name(),
+        lossy=[],
+    )

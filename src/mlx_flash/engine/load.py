@@ -1,0 +1,116 @@
+"""Loads a model so that it stays under a memory limit: streamed, or resident when it fits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ..config import DEFAULT_CONTEXT_TOKENS, CacheOptions, MemoryLimit, ReadOptions
+from ..formats.checkpoint import Checkpoint
+from ..formats.layout import ExpertLayout
+from ..planner.memory import MemoryPlan, limit_in_bytes, plan_memory
+from ..streaming import adapter
+from ..streaming.install import ExpertStream, install, survey
+from ..telemetry import machine
+from .find import find_model
+from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint and its tokenizer, opened; no weight has been read."""
+
+    checkpoint: Checkpoint
+    tokenizer: TokenizerWrapper
+
+    @classmethod
+    def open(cls, model: str | Path | None) -> "ModelFiles":
+        """Return the files of a model: a folder, a Hub id (downloaded), or None for the bundled.
+
+        Raises:
+            ModelNotFoundError, FormatError, UnsupportedModelError: as their names say.
+        """
+        checkpoint = Checkpoint.open(find_model(model))
+        return cls(checkpoint, adapter.open_tokenizer(checkpoint.folder))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with the plan it was loaded by.
+
+    `layouts` says where each layer's experts lie; `stream` is None when the model runs resident.
+    The plan set memory aside for `prefill_step` prompt tokens at once.
+    """
+
+    model: Module
+    checkpoint: Checkpoint
+    plan: MemoryPlan
+    layouts: tuple[ExpertLayout, ...]
+    stream: ExpertStream | None
+    prefill_step: int
+
+
+def load(
+    model: str | Path | None = None,
+    memory: str | int | None = None,
+    *,
+    capacity: int | None = None,
+    policy: str = CacheOptions.policy,
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+) -> tuple[Module, TokenizerWrapper]:
+    """Return `(model, tokenizer)` for mlx-lm's generate, stream_generate and batch_generate.
+
+    `model` is a folder, a Hub id, or None for the bundled model. `memory` limits the whole
+    footprint: bytes ("6GB", 6_000_000_000), a share of what the model would need resident
+    ("40%"), "all", or None for what the machine can spare. `capacity` fixes the slots per layer
+    instead. The plan sets memory aside for `context_tokens` tokens of KV cache in all.
+
+    Raises:
+        ModelNotFoundError, FormatError, UnsupportedModelError, MemoryPlanError.
+    """
+    files = ModelFiles.open(model)
+    loaded = load_model(
+        files.checkpoint,
+        MemoryLimit.parse(memory),
+        CacheOptions(policy=policy, capacity=capacity),
+        context_tokens=context_tokens,
+        prefill_step=PREFILL_STEPS[0],
+    )
+    return loaded.model, files.tokenizer
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    limit: MemoryLimit,
+    cache_options: CacheOptions,
+    *,
+    context_tokens: int,
+    prefill_step: int | None = None,
+    read_options: ReadOptions | None = None,
+) -> LoadedModel:
+    """Plan the memory and load the model by that plan; read no expert.
+
+    `prefill_step` is how many prompt tokens will be computed at once; None chooses.
+
+    Raises:
+        FormatError, UnsupportedModelError, MemoryPlanError: before any weight was read.
+    """
+    context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
+    lazy = adapter.load_lazily(checkpoint.folder)
+    sites = survey(lazy.model, checkpoint, lazy.in_place)
+    need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_step)
+    available, total = machine.available_memory_bytes(), machine.total_memory_bytes()
+    limit_bytes = limit_in_bytes(limit, need, available, total)
+    plan = plan_memory(need, limit_bytes, cache_options.capacity)
+    mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
+    stream = None
+    if plan.capacity is not None:
+        capacities = [plan.capacity] * len(sites)
+        reads = read_options or ReadOptions()
+        stream = install(lazy.model, sites, capacities, cache_options, reads)
+    use_float32_on_cpu(lazy.model)
+    for array in adapter.parameters(lazy.model).values():
+        mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
+    return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step)

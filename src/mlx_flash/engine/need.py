@@ -1,0 +1,101 @@
+"""Measures what a lazily loaded model will need in memory, from shapes alone."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from ..formats.checkpoint import Checkpoint
+from ..planner.memory import ModelNeed, staging_bytes
+from ..streaming import adapter
+from ..streaming.install import SwitchSite
+from ..streaming.switch import ShapeOnlySwitch
+
+PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64, 32)
+"""How many prompt tokens may be computed at once; mlx-lm takes the first when nobody says."""
+
+_STAGING_SHARE, _STAGING_BYTES = 0.1, 8 * 10**6
+_FREED_BUFFERS_SHARE, _FREED_BUFFERS_BYTES = 0.02, 2 * 10**9
+
+
+def computes_on_cpu() -> bool:
+    """Return whether MLX's default device is the CPU, where activations are float32."""
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
+def measure_need(
+    model: Module,
+    sites: Sequence[SwitchSite],
+    checkpoint: Checkpoint,
+    context_tokens: int,
+    prefill_step: int | None,
+) -> tuple[ModelNeed, int]:
+    """Return what the model needs, and the prefill step its staging is counted for.
+
+    Without `prefill_step` the step is the largest whose staging is small beside the weights.
+    Reads no weight: a forward pass is built for its shapes, and never evaluated.
+    """
+    with _shapes_only(model, sites) as stand_ins:
+        use_float32_on_cpu(model)
+        kv_bytes = adapter.cache_bytes(model, context_tokens)
+        resident = sum(array.nbytes for array in adapter.parameters(model).values())
+    experts = sum(_resident_expert_bytes(site) for site in sites)
+    widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
+    heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
+    steps = PREFILL_STEPS if prefill_step is None else (prefill_step,)
+    for step in (min(step, context_tokens) for step in steps):
+        staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
+        if staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts)):
+            break
+    working = kv_bytes + staging + freed_buffers_bytes(resident + experts)
+    layouts = tuple(site.layout for site in sites)
+    return ModelNeed(resident, experts, working, layouts), step
+
+
+def freed_buffers_bytes(weight_bytes: int) -> int:
+    """Return how much freed memory MLX may keep; without a cap it doubles the footprint."""
+    return min(_FREED_BUFFERS_BYTES, int(_FREED_BUFFERS_SHARE * weight_bytes))
+
+
+def use_float32_on_cpu(model: Module) -> None:
+    """Make activations float32 on the CPU, where MLX's half-precision products are far slower."""
+    if computes_on_cpu():
+        model.set_dtype(mx.float32)
+
+
+@contextlib.contextmanager
+def _shapes_only(model: Module, sites: Sequence[SwitchSite]) -> Iterator[list[ShapeOnlySwitch]]:
+    """Put stand-ins without experts into the model while the block runs; yield them."""
+    stand_ins = [ShapeOnlySwitch(site.switch, adapter.projections(site.switch)) for site in sites]
+    for site, stand_in in zip(sites, stand_ins, strict=True):
+        adapter.replace_module(model, site.path, stand_in)
+    try:
+        yield stand_ins
+    finally:
+        for site in sites:
+            adapter.replace_module(model, site.path, site.switch)
+
+
+def _resident_expert_bytes(site: SwitchSite) -> int:
+    """Return what a site's experts take when the model runs resident."""
+    arrays = [
+        array
+        for projection in adapter.projections(site.switch).values()
+        for array in adapter.parameters(projection).values()
+    ]
+    return sum(
+        array.size * 4
+        if computes_on_cpu() and mx.issubdtype(array.dtype, mx.floating)
+        else array.nbytes
+        for array in arrays
+    )
+
+
+def _width(site: SwitchSite, stand_in: ShapeOnlySwitch) -> int:
+    """Return the elements that one token takes while a site's experts are computed."""
+    outputs = sum(
+        int(adapter.parameters(projection)["weight"].shape[1])
+        for projection in adapter.projections(site.switch).values()
+    )
+    return stand_in.top_k * (2 * outputs + 2 * stand_in.width)

@@ -1,0 +1,168 @@
+"""The seam to mlx-lm: the one module that touches names of mlx-lm beyond its public API.
+
+`tests/test_adapter.py` holds the contract that each of these names must keep.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import (
+    QuantizedSwitchLinear,
+    SwitchGLU,
+    SwitchLinear,
+    SwitchMLP,
+)
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
+
+from ..errors import UnsupportedModelError
+from ..kernels.reference import Quantization
+
+
+@dataclass(frozen=True)
+class LazyModel:
+    """A model none of whose weights has been read.
+
+    `in_place` says which parameters are tensors of the checkpoint just as they are stored, under
+    the same name; the others were renamed or computed while loading.
+    """
+
+    model: Module
+    in_place: frozenset[str]
+
+
+def load_lazily(folder: Path) -> LazyModel:
+    """Return the mlx-lm model in `folder` without reading its weights.
+
+    Raises:
+        UnsupportedModelError: mlx-lm has no such model type, or its loader refuses the folder.
+    """
+    loaded: dict[str, mx.array] = {}
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        model_class, args_class = _get_classes(config)
+
+        def build(args: Any) -> Any:
+            model = model_class(args)
+            model.sanitize = _recording(model, loaded)
+            return model
+
+        return build, args_class
+
+    model: Module
+    try:
+        model, _ = load_model(folder, lazy=True, get_model_classes=classes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {error}") from error
+    delattr(model, "sanitize")  # the recording one; the class has its own
+    in_place = {name for name, array in parameters(model).items() if loaded.get(name) is array}
+    return LazyModel(model, frozenset(in_place))
+
+
+def open_tokenizer(folder: Path) -> TokenizerWrapper:
+    """Return the tokenizer in `folder`, told which tokens end a text.
+
+    Raises:
+        UnsupportedModelError: there is none, or transformers cannot load it.
+    """
+    try:
+        eos_tokens = load_config(folder).get("eos_token_id")
+        tokenizer: TokenizerWrapper = load_tokenizer(folder, eos_token_ids=eos_tokens)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"cannot load a tokenizer from {folder}: {error}") from error
+    return tokenizer
+
+
+def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -> list[int]:
+    """Return the tokens of a prompt, as a user's turn of a chat when the model has a template."""
+    if chat_template and tokenizer.has_chat_template:
+        turn = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer.encode(rendered, add_special_tokens=False))
+    return list(tokenizer.encode(text))
+
+
+def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
+    """Return a function that draws tokens from log-probabilities; 0 takes the likeliest."""
+    drawn: Callable[[mx.array], mx.array] = make_sampler(temp=temperature)
+    return drawn
+
+
+def _recording(model: Any, loaded: dict[str, mx.array]) -> Any:
+    """Return the model's `sanitize` that also notes in `loaded` the arrays it is given."""
+    sanitize = model.sanitize if hasattr(model, "sanitize") else dict
+
+    def record(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        loaded.update(weights)
+        result: dict[str, mx.array] = sanitize(weights)
+        return result
+
+    return record
+
+
+def find_switches(model: Module) -> list[tuple[str, Module]]:
+    """Return the path and module of each `SwitchGLU` and `SwitchMLP`, in the order of layers."""
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, (SwitchGLU, SwitchMLP))
+    ]
+    return sorted(found, key=lambda item: _natural(item[0]))
+
+
+def _natural(path: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split(".")]
+
+
+def projections(switch: Module) -> dict[str, Module]:
+    """Return the matrices of a switch module by their path in it, such as `gate_proj`."""
+    return {
+        path: module
+        for path, module in switch.named_modules()
+        if isinstance(module, (SwitchLinear, QuantizedSwitchLinear))
+    }
+
+
+def parameters(module: Module) -> dict[str, mx.array]:
+    """Return every parameter of a module by its path in it.
+
+    Of a projection these are its stacked tensors, experts first: weight, scales, bias ...
+    """
+    flat: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    return flat
+
+
+def quantization_of(projection: Module) -> Quantization | None:
+    """Return how a projection's weight is packed, or None when it is not."""
+    if not isinstance(projection, QuantizedSwitchLinear):
+        return None
+    return Quantization(projection.group_size, projection.bits, projection.mode)
+
+
+def replace_module(model: Module, path: str, module: Module) -> None:
+    """Put `module` at `path` of a model, in the place of the one that is there."""
+    *parents, name = path.split(".")
+    parent: Any = model
+    for part in parents:
+        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    if isinstance(parent, list):
+        parent[int(name)] = module
+    else:
+        parent[name] = module
+
+
+def cache_bytes(model: Module, num_tokens: int) -> int:
+    """Return the bytes of prompt cache that `num_tokens` tokens take. Computes shapes only.
+
+    The model's switches must be `ShapeOnlySwitch`: a forward pass is built, and never evaluated.
+    """
+    cache = make_prompt_cache(model)
+    model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
+    return sum(int(entry.nbytes) for entry in cache)

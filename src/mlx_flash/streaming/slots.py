@@ -1,0 +1,81 @@
+"""Slot memory: one aligned slab of MLX memory per layer, seen as arrays and as bytes."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import UnsupportedModelError
+from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, aligned
+
+DTYPES: dict[str, mx.Dtype] = {
+    "U8": mx.uint8,
+    "I8": mx.int8,
+    "U16": mx.uint16,
+    "I16": mx.int16,
+    "U32": mx.uint32,
+    "I32": mx.int32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "F32": mx.float32,
+}
+"""The MLX type of each safetensors type that an expert may be stored in."""
+
+
+class SlotPool:
+    """`capacity` slots for the experts of one layer.
+
+    `arrays[name]` is the stack `[capacity, ...]` of one expert tensor; `view(name, slot)` is the
+    same memory as bytes, for a reader thread to fill. A slot must not be written while a
+    computation that reads it may be in flight.
+    """
+
+    def __init__(self, layout: ExpertLayout, capacity: int) -> None:
+        """Allocate the slab, zeroed.
+
+        Raises:
+            UnsupportedModelError: an expert tensor has a type that MLX has not.
+        """
+        self._nbytes = {tensor.name: tensor.nbytes for tensor in layout.tensors}
+        self._bytes: dict[str, memoryview] = {}
+        self.arrays: dict[str, mx.array] = {}
+        self.num_bytes = layout.slab_bytes(capacity)
+        slab = mx.zeros((self.num_bytes,), dtype=mx.uint8)
+        mx.eval(slab)
+        start = -_address(slab) % SLOT_ALIGNMENT
+        for tensor in layout.tensors:
+            if tensor.dtype not in DTYPES:
+                raise UnsupportedModelError(
+                    f"{layout.prefix}.{tensor.name} is stored as {tensor.dtype}, which MLX has not."
+                )
+            part = slab[start : start + capacity * tensor.nbytes]
+            stack = part.view(DTYPES[tensor.dtype]).reshape(capacity, *tensor.shape)
+            mx.eval(part, stack)
+            self._bytes[tensor.name] = memoryview(part)  # type: ignore[arg-type]
+            self.arrays[tensor.name] = stack
+            start += aligned(capacity * tensor.nbytes)
+
+    def view(self, name: str, slot: int) -> memoryview:
+        """Return the writable bytes of one tensor of one slot."""
+        nbytes = self._nbytes[name]
+        return self._bytes[name][slot * nbytes : (slot + 1) * nbytes]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SlotPool":
+        """Return itself: a copied model shares its slots, and with them their bookkeeping."""
+        return self
+
+
+def _address(array: mx.array) -> int:
+    return int(np.frombuffer(memoryview(array), np.uint8).ctypes.data)  # type: ignore[arg-type]
+
+
+def type_name(dtype: mx.Dtype) -> str:
+    """Return the safetensors name of an MLX type.
+
+    Raises:
+        UnsupportedModelError: no expert may be stored in that type.
+    """
+    for name, candidate in DTYPES.items():
+        if candidate == dtype:
+            return name
+    raise UnsupportedModelError(f"experts of type {dtype} cannot be streamed.")
