@@ -1,0 +1,48 @@
+"""`mlx-flash doctor`: what this machine has, and what stands in the way."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..planner.memory import gigabytes
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="The model whose disk is measured; left out, the bundled one."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
+) -> None:
+    """Show versions, back end, memory and the speed of the disk."""
+    from ..engine.doctor import examine
+    from ..engine.find import find_model
+
+    report = examine(find_model(model))
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    for name, found in report.versions.items():
+        table.add_row(name, found or "not installed")
+    table.add_row("back end", report.backend)
+    table.add_row("cores", str(report.cores))
+    free = gigabytes(report.memory_available_bytes)
+    table.add_row("memory", f"{gigabytes(report.memory_bytes)}, {free} free")
+    if report.ssd_gbps is not None and report.ssd_latency_s is not None:
+        way = "past the page cache" if report.direct_io else "through the page cache"
+        table.add_row(
+            "disk",
+            f"{report.ssd_gbps:.2f} GB/s, {report.ssd_latency_s * 1e6:.0f} µs per small read "
+            f"({gigabytes(report.ssd_read_bytes)} read {way})",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for problem in report.problems:
+        console.print(f"! {problem}")
