@@ -11,13 +11,15 @@ __version__ = "1.0.0.dev0"
 if TYPE_CHECKING:
     from .config import ReadOptions
     from .engine.load import load
-    from .streaming.install import ExpertStream, stream_experts
+    from .streaming.expert_stream import ExpertStream
+    from .streaming.install import find_stream, stream_experts
 
-__all__ = ["ExpertStream", "ReadOptions", "__version__", "load", "stream_experts"]
+__all__ = ["ExpertStream", "ReadOptions", "__version__", "find_stream", "load", "stream_experts"]
 
 _HOMES = {
-    "ExpertStream": "streaming.install",
+    "ExpertStream": "streaming.expert_stream",
     "ReadOptions": "config",
+    "find_stream": "streaming.install",
     "load": "engine.load",
     "stream_experts": "streaming.install",
 }

@@ -12,7 +12,8 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout
 from ..planner.memory import MemoryPlan, limit_in_bytes, plan_memory
 from ..streaming import adapter
-from ..streaming.install import ExpertStream, install, survey
+from ..streaming.expert_stream import ExpertStream
+from ..streaming.install import install, survey
 from ..telemetry import machine
 from .find import find_model
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu

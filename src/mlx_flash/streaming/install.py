@@ -1,24 +1,19 @@
 """Puts streaming twins into a model: finds its experts in the checkpoint and replaces them."""
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx.nn.layers.base import Module
 
-from ..cache.expert_cache import ExpertCache
-from ..cache.policies import POLICIES
 from ..config import CacheOptions, ReadOptions
 from ..errors import UnsupportedModelError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout, stacked_layout
-from ..store.files import CheckpointFiles
-from ..store.reader import ExpertReader
-from ..telemetry.counters import StreamCounters
 from . import adapter
+from .expert_stream import ExpertStream
 from .layer_stream import LayerStream
-from .slots import SlotPool, type_name
+from .slots import type_name
 from .switch import SlotLinear, StreamedSwitch
 
 
@@ -29,58 +24,6 @@ class SwitchSite:
     path: str
     switch: Module
     layout: ExpertLayout
-
-
-class ExpertStream:
-    """What stands behind a streamed model: its cache, slots, files and counters.
-
-    Threads and files are released by `close()`, or when the model is no longer used.
-    """
-
-    def __init__(
-        self,
-        layouts: Sequence[ExpertLayout],
-        capacities: Sequence[int],
-        cache_options: CacheOptions,
-        read_options: ReadOptions,
-    ) -> None:
-        """Open the files and allocate the slots.
-
-        Raises:
-            FormatError: a file cannot be opened.
-            UnsupportedModelError: a type that cannot be streamed, or an unknown policy.
-        """
-        if cache_options.policy not in POLICIES:
-            raise UnsupportedModelError(
-                f"there is no policy {cache_options.policy!r}: take one of {', '.join(POLICIES)}."
-            )
-        self.layouts = tuple(layouts)
-        self.counters = StreamCounters()
-        self.cache = ExpertCache(
-            [layout.num_experts for layout in layouts], capacities, POLICIES[cache_options.policy]
-        )
-        self.pools = [
-            SlotPool(layout, capacity)
-            for layout, capacity in zip(layouts, self.cache.capacities, strict=True)
-        ]
-        files = CheckpointFiles(path for layout in layouts for path in layout.paths)
-        self.reader = ExpertReader(files, read_options)
-        self.close = weakref.finalize(self, _release, self.reader, files)
-
-    @property
-    def slot_bytes(self) -> int:
-        """Memory that the slots of all layers take."""
-        return sum(pool.num_bytes for pool in self.pools)
-
-    @property
-    def expert_bytes(self) -> int:
-        """Bytes of all experts of all layers on disk."""
-        return sum(layout.num_experts * layout.expert_bytes for layout in self.layouts)
-
-
-def _release(reader: ExpertReader, files: CheckpointFiles) -> None:
-    reader.close()
-    files.close()
 
 
 def survey(
@@ -127,8 +70,8 @@ def install(
             tensors = tuple(adapter.parameters(projection))
             quantization = adapter.quantization_of(projection)
             adapter.replace_module(site.switch, name, SlotLinear(pool, name, tensors, quantization))
-        layer_stream = LayerStream(site.layout, pool, stream.cache, stream.reader, stream.counters)
-        adapter.replace_module(model, site.path, StreamedSwitch(site.switch, layer_stream))
+        twin = StreamedSwitch(site.switch, LayerStream(stream, site.layout.layer))
+        adapter.replace_module(model, site.path, twin)
     return stream
 
 
@@ -155,3 +98,11 @@ def stream_experts(
     if not sites:
         raise UnsupportedModelError("the model has no experts to stream.")
     return install(model, sites, [capacity] * len(sites), options, reads or ReadOptions())
+
+
+def find_stream(model: Module) -> ExpertStream | None:
+    """Return what stands behind a streamed model (its counters, its cache), None if resident."""
+    for _, module in model.named_modules():
+        if isinstance(module, StreamedSwitch):
+            return module.layer_stream.stream
+    return None

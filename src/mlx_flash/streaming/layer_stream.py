@@ -8,12 +8,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.expert_cache import ExpertCache
-from ..formats.layout import ExpertLayout
-from ..store.reader import ExpertReader, Read
-from ..telemetry.counters import StreamCounters
+from ..store.reader import Read
 from ..types import ExpertKey
-from .slots import SlotPool
+from .expert_stream import ExpertStream
 
 Switch = Callable[[mx.array, mx.array], mx.array]
 
@@ -28,19 +25,10 @@ class LayerStream:
     into waves. Owned by the thread that runs the model.
     """
 
-    def __init__(
-        self,
-        layout: ExpertLayout,
-        pool: SlotPool,
-        cache: ExpertCache,
-        reader: ExpertReader,
-        counters: StreamCounters,
-    ) -> None:
-        self.layout = layout
-        self.pool = pool
-        self._cache = cache
-        self._reader = reader
-        self._counters = counters
+    def __init__(self, stream: ExpertStream, layer: int) -> None:
+        self.stream = stream
+        self._layout = stream.layouts[layer]
+        self._pool = stream.pools[layer]
         self._unsettled: list[mx.array] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
@@ -56,8 +44,8 @@ class LayerStream:
             ExpertReadError: an expert could not be read; it is not resident, the others are.
         """
         experts = np.asarray(indices)
-        waves = self._cache.waves(self.layout.layer, np.unique(experts).tolist())
-        self._counters.waves += len(waves)
+        waves = self.stream.cache.waves(self._layout.layer, np.unique(experts).tolist())
+        self.stream.counters.waves += len(waves)
         if len(waves) == 1:
             self._make_resident(waves[0])
             return self._keep(switch(x, mx.array(self._slots_of(experts, waves[0]))))
@@ -89,8 +77,8 @@ class LayerStream:
 
     def _slots_of(self, experts: npt.NDArray[Any], wave: Sequence[int]) -> npt.NDArray[np.uint32]:
         """Return the slot of each expert, all of them residents of the wave."""
-        residents = self._cache.residents(self.layout.layer)
-        table = np.zeros(self.layout.num_experts, np.uint32)
+        residents = self.stream.cache.residents(self._layout.layer)
+        table = np.zeros(self._layout.num_experts, np.uint32)
         for expert in wave:
             table[expert] = residents[expert]
         slots: npt.NDArray[np.uint32] = table[experts]
@@ -98,21 +86,21 @@ class LayerStream:
 
     def _make_resident(self, experts: Sequence[int]) -> None:
         """Read those of `experts` that are not resident into their slots."""
-        layer = self.layout.layer
-        with self._cache.admit(layer, experts) as admission:
+        layer = self._layout.layer
+        with self.stream.cache.admit(layer, experts) as admission:
             if admission.misses:
                 self._settle()
                 start = time.perf_counter()
                 reads = [
                     Read(ExpertKey(layer, expert), span.path, span.offset, into)
                     for expert, slot in admission.misses.items()
-                    for tensor in self.layout.tensors
-                    for span, into in [(tensor.span(expert), self.pool.view(tensor.name, slot))]
+                    for tensor in self._layout.tensors
+                    for span, into in [(tensor.span(expert), self._pool.view(tensor.name, slot))]
                 ]
-                self._counters.bytes_read += self._reader.submit(reads).wait()
-                self._counters.stall_s += time.perf_counter() - start
-        self._counters.asks += len(experts)
-        self._counters.hits += len(admission.hits)
+                self.stream.counters.bytes_read += self.stream.reader.submit(reads).wait()
+                self.stream.counters.stall_s += time.perf_counter() - start
+        self.stream.counters.asks += len(experts)
+        self.stream.counters.hits += len(admission.hits)
 
     def _keep(self, y: mx.array) -> mx.array:
         """Note that `y`, not computed yet, reads this layer's slots; compute it now if large."""

@@ -42,11 +42,11 @@ class StreamedSwitch(Module):
     hangs on that module (its activation, a norm) hangs on the twin under the same name.
     """
 
-    def __init__(self, switch: Module, stream: LayerStream) -> None:
+    def __init__(self, switch: Module, layer_stream: LayerStream) -> None:
         super().__init__()
         _adopt(self, switch, {name for name in switch if isinstance(switch[name], SlotLinear)})
         object.__setattr__(self, "_switch", switch)  # no child: its projections have no weights
-        self.stream = stream
+        self.layer_stream = layer_stream
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """Return each token's `[..., K, D]` expert results, unweighted.
@@ -54,7 +54,7 @@ class StreamedSwitch(Module):
         Raises:
             ExpertReadError: an expert could not be read.
         """
-        return self.stream.run(self._switch, x, indices)
+        return self.layer_stream.run(self._switch, x, indices)
 
 
 class ShapeOnlySwitch(Module):

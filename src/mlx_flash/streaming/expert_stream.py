@@ -1,0 +1,66 @@
+"""What stands behind a streamed model: its cache, slots, open files, reader threads, counters."""
+
+import weakref
+from collections.abc import Sequence
+
+from ..cache.expert_cache import ExpertCache
+from ..cache.policies import POLICIES
+from ..config import CacheOptions, ReadOptions
+from ..errors import UnsupportedModelError
+from ..formats.layout import ExpertLayout
+from ..store.files import CheckpointFiles
+from ..store.reader import ExpertReader
+from ..telemetry.counters import StreamCounters
+from .slots import SlotPool
+
+
+class ExpertStream:
+    """What stands behind a streamed model: its cache, slots, files and counters.
+
+    Threads and files are released by `close()`, or when the model is no longer used.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[ExpertLayout],
+        capacities: Sequence[int],
+        cache_options: CacheOptions,
+        read_options: ReadOptions,
+    ) -> None:
+        """Open the files and allocate the slots.
+
+        Raises:
+            FormatError: a file cannot be opened.
+            UnsupportedModelError: a type that cannot be streamed, or an unknown policy.
+        """
+        if cache_options.policy not in POLICIES:
+            raise UnsupportedModelError(
+                f"there is no policy {cache_options.policy!r}: take one of {', '.join(POLICIES)}."
+            )
+        self.layouts = tuple(layouts)
+        self.counters = StreamCounters()
+        self.cache = ExpertCache(
+            [layout.num_experts for layout in layouts], capacities, POLICIES[cache_options.policy]
+        )
+        self.pools = [
+            SlotPool(layout, capacity)
+            for layout, capacity in zip(layouts, self.cache.capacities, strict=True)
+        ]
+        files = CheckpointFiles(path for layout in layouts for path in layout.paths)
+        self.reader = ExpertReader(files, read_options)
+        self.close = weakref.finalize(self, _release, self.reader, files)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory that the slots of all layers take."""
+        return sum(pool.num_bytes for pool in self.pools)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all experts of all layers on disk."""
+        return sum(layout.num_experts * layout.expert_bytes for layout in self.layouts)
+
+
+def _release(reader: ExpertReader, files: CheckpointFiles) -> None:
+    reader.close()
+    files.close()
