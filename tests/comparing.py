@@ -1,0 +1,61 @@
+"""Runs a model and its streamed twin over the same tokens, for tests that compare them."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model as mlx_lm_load_model
+
+from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.engine.load import LoadedModel, load_model
+from mlx_flash.formats.checkpoint import Checkpoint
+
+
+def resident(folder: Path) -> Any:
+    """Return the model as plain mlx-lm loads it; in float32 on the CPU, as MLX-Flash computes."""
+    model, _ = mlx_lm_load_model(folder, lazy=True)
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
+    return model
+
+
+def streamed(
+    folder: Path, capacity: int, policy: str = "lru", reads: ReadOptions | None = None
+) -> LoadedModel:
+    return load_model(
+        Checkpoint.open(folder),
+        MemoryLimit(),
+        CacheOptions(capacity=capacity, policy=policy),
+        context_tokens=512,
+        read_options=reads,
+    )
+
+
+def random_tokens(num_tokens: int, vocab: int, batch: int = 1, seed: int = 0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).integers(0, vocab, (batch, num_tokens)))
+
+
+def run_logits(model: Any, prompt: mx.array, num_decode: int) -> Iterator[mx.array]:
+    """Yield the logits of a prefill and of each greedy decode step after it."""
+    cache = make_prompt_cache(model)
+    tokens = prompt
+    for _ in range(1 + num_decode):
+        logits = model(tokens, cache=cache)
+        mx.eval(logits)
+        yield logits
+        tokens = mx.argmax(logits[:, -1:, :], axis=-1)
+
+
+def differing_steps(ours: Any, theirs: Any, prompt: mx.array, num_decode: int) -> list[int]:
+    """Return the steps (0 is the prefill) at which any bit of two models' logits differs."""
+    return differing(run_logits(ours, prompt, num_decode), run_logits(theirs, prompt, num_decode))
+
+
+def differing(ours: Iterable[mx.array], theirs: Iterable[mx.array]) -> list[int]:
+    """Return the positions at which any bit of two runs of logits differs."""
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return [step for step, (a, b) in pairs if not mx.array_equal(a, b).item()]

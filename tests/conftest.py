@@ -1,0 +1,47 @@
+"""Fixtures that many tests share: where to compute, and small checkpoints."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from families import FAMILIES, Family, write_checkpoint
+
+BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def has_gpu() -> bool:
+    return mx.metal.is_available() or mx.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="MLX finds no GPU on this machine")
+    for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on each of MLX's devices that the machine has."""
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(getattr(mx, request.param)))
+    yield request.param
+    mx.set_default_device(before)
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Family:
+    """The family of the bundled model: 8 experts, 2 of them per token, widths of 128."""
+    family = BY_NAME["qwen3_moe"]
+    config = family.config | {"num_experts_per_tok": 2, "hidden_size": 128}
+    return dataclasses.replace(family, config=config)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(qwen: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-bit checkpoint with bf16 scales in two shards. Do not change it: copy it."""
+    folder = tmp_path_factory.mktemp("qwen3_moe")
+    quantization = {"group_size": 32, "bits": 4}
+    return write_checkpoint(qwen, folder, quantization=quantization, dtype="bfloat16", shards=2)

@@ -1,0 +1,136 @@
+"""Streamed logits equal resident logits bit for bit, whatever the capacity, policy and format."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from comparing import differing, differing_steps, random_tokens, resident, run_logits, streamed
+from families import Family, write_checkpoint
+
+from mlx_flash.cache.policies import POLICIES
+from mlx_flash.errors import ExpertReadError
+
+FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
+    **{f"affine-{bits}": ({"group_size": 64, "bits": bits}, "bfloat16") for bits in (2, 3, 5, 6)},
+    "affine-4-bf16": ({"group_size": 32, "bits": 4}, "bfloat16"),
+    "affine-4-f16": ({"group_size": 64, "bits": 4}, "float16"),
+    "affine-4-f32": ({"group_size": 128, "bits": 4}, "float32"),
+    "affine-8": ({"group_size": 128, "bits": 8}, "bfloat16"),
+    "mxfp4": ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "bfloat16"),
+    "mxfp8": ({"group_size": 32, "bits": 8, "mode": "mxfp8"}, "bfloat16"),
+    "nvfp4": ({"group_size": 16, "bits": 4, "mode": "nvfp4"}, "bfloat16"),
+    "bf16": (None, "bfloat16"),
+    "f16": (None, "float16"),
+    "f32": (None, "float32"),
+}
+CAPACITIES = (1, 2, 3, 4, 8)  # of 8 experts, 2 per token: 1, k, k + 1, E / 2, E
+VOCAB = 128
+
+
+SHORT, LONG = random_tokens(40, VOCAB), random_tokens(300, VOCAB, seed=1)
+
+
+class Reference:
+    """A checkpoint in one format, and the logits of its resident run per device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._logits: dict[str, list[mx.array]] = {}
+
+    def logits(self, device: str) -> list[mx.array]:
+        if device not in self._logits:
+            model = resident(self.folder)
+            self._logits[device] = [*run_logits(model, SHORT, 32), *run_logits(model, LONG, 2)]
+        return self._logits[device]
+
+
+@pytest.fixture(scope="module")
+def reference(
+    request: pytest.FixtureRequest, qwen: Family, tmp_path_factory: pytest.TempPathFactory
+) -> Reference:
+    quantization, dtype = FORMATS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    write_checkpoint(qwen, folder, quantization=quantization, dtype=dtype, shards=2)
+    return Reference(folder)
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("reference", FORMATS, indirect=True)
+def test_streamed_logits_equal_resident_logits(
+    reference: Reference, policy: str, capacity: int, device: str
+) -> None:
+    expected = reference.logits(device)
+    ours = streamed(reference.folder, capacity, policy)
+    assert ours.stream is not None
+    run = [*run_logits(ours.model, SHORT, 32), *run_logits(ours.model, LONG, 2)]
+    assert differing(run, expected) == []
+    ours.stream.cache.check_integrity()
+    assert ours.stream.cache.capacities == [capacity] * len(ours.layouts)
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_batches_stay_exact(checkpoint: Path, capacity: int, device: str) -> None:
+    ours, theirs = streamed(checkpoint, capacity), resident(checkpoint)
+    prompt = random_tokens(17, VOCAB, batch=3)
+    assert differing_steps(ours.model, theirs, prompt, num_decode=8) == []
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_results_are_exact_when_computed_long_after_the_slots_moved_on(
+    checkpoint: Path, capacity: int, device: str
+) -> None:
+    """Results stay lazy until asked for: by then later calls have overwritten the slots."""
+    ours, theirs = streamed(checkpoint, capacity).model, resident(checkpoint)
+    prompts = [random_tokens(3, VOCAB, seed=seed) for seed in range(12)]
+    lazy = [ours(prompt) for prompt in prompts]
+    for prompt, logits in zip(prompts, lazy, strict=True):
+        assert mx.array_equal(logits, theirs(prompt)).item()
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
+    checkpoint: Path, capacity: int, device: str
+) -> None:
+    ours, theirs = streamed(checkpoint, capacity), resident(checkpoint)
+    assert ours.stream is not None
+    reader = ours.stream.reader
+    healthy, calls = reader._preadv, 0
+
+    def fail_later(descriptor: int, views: Any, offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        for view in views:
+            view[:] = b"\xa5" * view.nbytes  # a failed read may leave anything behind
+        if calls > 5:
+            raise OSError(5, "Input/output error")
+        return healthy(descriptor, views, offset)
+
+    prompt = random_tokens(40, VOCAB)
+    reader._preadv = fail_later
+    with pytest.raises(ExpertReadError, match=r"expert \d of layer \d.*safetensors.*Input/output"):
+        list(run_logits(ours.model, prompt, 32))
+    reader._preadv = healthy
+    ours.stream.cache.check_integrity()
+    assert differing_steps(ours.model, theirs, prompt, num_decode=8) == []
+
+
+def test_a_copied_model_shares_its_slots_and_stays_exact(checkpoint: Path) -> None:
+    import copy
+
+    ours, theirs = streamed(checkpoint, 2).model, resident(checkpoint)
+    twin = copy.deepcopy(ours)
+    for seed in range(4):
+        prompt = random_tokens(5, VOCAB, seed=seed)
+        expected = theirs(prompt)
+        assert mx.array_equal(ours(prompt), expected).item()
+        assert mx.array_equal(twin(prompt), expected).item()
+
+
+def test_casting_a_streamed_model_leaves_its_slots_alone(checkpoint: Path) -> None:
+    ours, theirs = streamed(checkpoint, 2).model, resident(checkpoint)
+    ours.set_dtype(mx.bfloat16)
+    ours.set_dtype(mx.float32)  # norms and scales are bf16 in the file, so this is the identity
+    prompt = random_tokens(9, VOCAB)
+    assert mx.array_equal(ours(prompt), theirs(prompt)).item()

@@ -1,0 +1,179 @@
+"""The cache's contract, for every policy."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from mlx_flash.cache.expert_cache import ExpertCache
+from mlx_flash.cache.policies import LCP, LFU, LRU, POLICIES, Policy
+
+
+def new_cache(capacity: int, policy: Callable[[], Policy] = LRU, experts: int = 8) -> ExpertCache:
+    return ExpertCache([experts], [capacity], policy)
+
+
+def ask(cache: ExpertCache, *experts: int) -> tuple[set[int], set[int]]:
+    """Admit experts in one call; return (hits, misses)."""
+    with cache.admit(0, experts) as admission:
+        pass
+    return set(admission.hits), set(admission.misses)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+class TestContract:
+    """What holds for every policy."""
+
+    def test_a_first_ask_misses_and_a_second_hits(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(2, policy)
+        assert ask(cache, 3, 5) == (set(), {3, 5})
+        assert ask(cache, 3, 5) == ({3, 5}, set())
+
+    def test_slots_are_distinct_and_stay_while_resident(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(3, policy)
+        ask(cache, 7, 0)
+        slots = cache.residents(0)
+        assert len(set(slots.values())) == 2
+        ask(cache, 4)
+        assert {expert: cache.slot_of(0, expert) for expert in slots} == slots
+
+    def test_what_is_asked_for_is_never_the_victim(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(2, policy)
+        for first in range(8):
+            for second in range(8):
+                ask(cache, first, second)
+                assert cache.residents(0).keys() >= {first, second}
+
+    def test_a_pinned_expert_is_never_the_victim(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(2, policy)
+        ask(cache, 6)
+        with cache.pin(0, 6) as slot:
+            for expert in range(6):
+                ask(cache, expert)
+                assert cache.slot_of(0, 6) == slot
+        ask(cache, 0, 1)
+        assert cache.slot_of(0, 6) is None
+
+    def test_a_failed_admission_leaves_its_misses_non_resident(
+        self, policy: Callable[[], Policy]
+    ) -> None:
+        cache = new_cache(3, policy)
+        ask(cache, 0, 1, 2)
+        kept = cache.residents(0)
+
+        def fail() -> None:
+            with cache.admit(0, [0, 5]):
+                raise OSError("disk")
+
+        with pytest.raises(OSError, match="disk"):
+            fail()
+        cache.check_integrity()
+        assert cache.slot_of(0, 5) is None
+        assert cache.slot_of(0, 0) == kept[0]
+        assert ask(cache, 5) == (set(), {5})
+
+    def test_too_many_experts_change_nothing(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(2, policy)
+        ask(cache, 0, 1)
+        before = cache.residents(0)
+        with pytest.raises(ValueError, match="do not fit"), cache.admit(0, [1, 2, 3]):
+            pass
+        assert cache.residents(0) == before
+
+    def test_waves_cover_every_expert_once_and_use_residents_first(
+        self, policy: Callable[[], Policy]
+    ) -> None:
+        for capacity in range(1, 9):
+            cache = new_cache(capacity, policy)
+            ask(cache, *range(capacity))
+            asked = [7, 5, 5, 3, 1, 0]
+            waves = cache.waves(0, asked)
+            assert sorted(expert for wave in waves for expert in wave) == [0, 1, 3, 5, 7]
+            resident = {expert for expert in asked if expert < capacity}
+            assert resident <= set(waves[0])
+            hits = sum(len(ask(cache, *wave)[0]) for wave in waves)
+            assert hits == len(resident)
+
+    def test_random_operations_keep_the_books(self, policy: Callable[[], Policy]) -> None:
+        rng = random.Random(7)
+        cache = ExpertCache([8, 5], [3, 1], policy)
+        for _ in range(2000):
+            layer = rng.randrange(2)
+            experts = rng.sample(range((8, 5)[layer]), rng.randint(1, (3, 1)[layer]))
+            resident = cache.residents(layer)
+            try:
+                with cache.admit(layer, experts) as admission:
+                    assert admission.hits == {e: s for e, s in resident.items() if e in experts}
+                    assert set(admission.misses) == set(experts) - resident.keys()
+                    if rng.random() < 0.2:
+                        raise OSError
+                assert set(experts) <= cache.residents(layer).keys()
+            except OSError:
+                assert not admission.misses.keys() & cache.residents(layer).keys()
+            cache.check_integrity()
+
+
+def test_check_integrity_finds_a_slot_held_twice() -> None:
+    cache = new_cache(2)
+    ask(cache, 0, 1)
+    cache._layers[0].slot_of[1] = cache._layers[0].slot_of[0]
+    with pytest.raises(AssertionError, match="once each"):
+        cache.check_integrity()
+
+
+def test_an_expert_that_the_layer_has_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="experts 0 to 7"), new_cache(2).admit(0, [8]):
+        pass
+
+
+def test_a_fully_pinned_layer_says_so() -> None:
+    cache = new_cache(1)
+    ask(cache, 0)
+    with cache.pin(0, 0), pytest.raises(ValueError, match="pinned"):
+        cache.waves(0, [1])
+
+
+def victims(policy: Policy, uses: str, candidates: str) -> str:
+    """Use experts in the order of `uses`, one per time step; return who leaves, first to last."""
+    for now, expert in enumerate(uses, start=1):
+        policy.used(ord(expert), now)
+    left, order = set(map(ord, candidates)), ""
+    while left:
+        victim = policy.victim(left, len(uses) + 1)
+        left.remove(victim)
+        order += chr(victim)
+    return order
+
+
+def test_lru_evicts_by_age() -> None:
+    assert victims(LRU(), "abcab", "abc") == "cab"
+
+
+def test_lfu_evicts_by_count_and_then_by_age() -> None:
+    assert victims(LFU(), "aabbcd", "abcd") == "cdab"
+
+
+def test_lfu_remembers_counts_across_an_eviction() -> None:
+    policy = LFU()
+    for now in range(3):
+        policy.used(0, now)
+    policy.evicted(0)
+    policy.used(0, 4)
+    policy.used(1, 5)
+    assert policy.victim([0, 1], 6) == 1
+
+
+def test_lcp_halves_a_priority_in_64_steps() -> None:
+    assert victims(LCP(), "aaa" + "b" * 2 + "x" * 50, "ab") == "ba"
+    assert victims(LCP(), "aaa" + "x" * 100 + "bb", "ab") == "ab"
+
+
+def test_lcp_forgets_what_was_evicted() -> None:
+    policy = LCP()
+    for now in range(9):
+        policy.used(0, now)
+    policy.evicted(0)
+    policy.used(0, 10)
+    policy.used(1, 10)
+    policy.used(1, 11)
+    assert policy.victim([0, 1], 12) == 0

@@ -1,0 +1,34 @@
+"""Every mlx-lm family with experts streams exactly, opened from its own MLX format."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from comparing import differing_steps, random_tokens, resident, streamed
+from families import FAMILIES, METAL_FAMILIES, UNSUPPORTED, Family, write_checkpoint
+
+from mlx_flash.streaming import adapter
+from mlx_flash.streaming.switch import StreamedSwitch
+
+
+@pytest.mark.parametrize("capacity", [1, 5])
+@pytest.mark.parametrize("bits", [4, None])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_family_streams_exactly(
+    family: Family, bits: int | None, capacity: int, device: str, tmp_path: Path
+) -> None:
+    quantization = None if bits is None else {"group_size": 32, "bits": bits}
+    write_checkpoint(family, tmp_path, quantization=quantization)
+    ours, theirs = streamed(tmp_path, capacity), resident(tmp_path)
+    twins = [m for _, m in ours.model.named_modules() if isinstance(m, StreamedSwitch)]
+    assert len(twins) == len(ours.layouts) == family.moe_layers
+    assert adapter.find_switches(ours.model) == []
+    assert differing_steps(ours.model, theirs, random_tokens(40, 100), num_decode=3) == []
+
+
+@pytest.mark.parametrize("family", METAL_FAMILIES, ids=lambda family: family.name)
+@pytest.mark.skipif(not mx.metal.is_available(), reason=UNSUPPORTED["muse_spark"])
+def test_metal_family_streams_exactly(family: Family, tmp_path: Path) -> None:
+    write_checkpoint(family, tmp_path)
+    ours, theirs = streamed(tmp_path, 2), resident(tmp_path)
+    assert differing_steps(ours.model, theirs, random_tokens(40, 100), num_decode=3) == []
