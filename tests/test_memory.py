@@ -1,0 +1,132 @@
+"""Limits are parsed, plans keep to them, and cgroups count."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_flash.config import CacheOptions, MemoryLimit
+from mlx_flash.errors import MemoryPlanError
+from mlx_flash.formats.layout import ExpertLayout, ExpertTensor
+from mlx_flash.planner.memory import ModelNeed, limit_in_bytes, plan_memory, spare_bytes
+from mlx_flash.telemetry import machine
+
+MB = 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("6GB", MemoryLimit(num_bytes=6 * 10**9)),
+        ("1.5 gb", MemoryLimit(num_bytes=1_500_000_000)),
+        ("512MiB", MemoryLimit(num_bytes=512 * 2**20)),
+        ("7", MemoryLimit(num_bytes=7)),
+        (7, MemoryLimit(num_bytes=7)),
+        ("2T", MemoryLimit(num_bytes=2 * 10**12)),
+        ("40%", MemoryLimit(share=0.4)),
+        ("all", MemoryLimit(everything=True)),
+        (None, MemoryLimit()),
+    ],
+)
+def test_a_limit_is_what_it_says(text: str | int | None, limit: MemoryLimit) -> None:
+    assert MemoryLimit.parse(text) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0%", "-1GB", "-5", "101%", "nan%", "inf", "lots", "6GBs", "1e9", "%", "٣GB"]
+)
+def test_a_limit_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(MemoryPlanError):
+        MemoryLimit.parse(text)
+
+
+def test_a_capacity_below_one_is_refused() -> None:
+    with pytest.raises(MemoryPlanError, match="1 or more"):
+        CacheOptions(capacity=0)
+
+
+def need(num_layers: int = 4, num_experts: int = 16) -> ModelNeed:
+    tensors = (ExpertTensor("up.weight", "U8", (MB,), MB, Path("x"), 0),)
+    layouts = tuple(ExpertLayout(n, f"l{n}", num_experts, tensors) for n in range(num_layers))
+    return ModelNeed(10 * MB, num_layers * num_experts * MB, 3 * MB, layouts)
+
+
+def test_every_limit_is_kept_and_used() -> None:
+    model = need()
+    smallest = model.streamed_bytes(1)
+    for limit in range(smallest, model.full_bytes, 777_777):
+        plan = plan_memory(model, limit)
+        assert plan.capacity is not None
+        assert plan.total_bytes <= limit
+        assert plan.capacity == 16 or model.streamed_bytes(plan.capacity + 1) > limit
+
+
+def test_too_little_names_the_smallest_limit_that_works() -> None:
+    model = need()
+    smallest = model.streamed_bytes(1)
+    with pytest.raises(MemoryPlanError, match=f"is {smallest} bytes") as caught:
+        plan_memory(model, smallest - 1)
+    assert caught.value.needed_bytes == smallest
+    assert plan_memory(model, smallest).capacity == 1
+
+
+def test_a_model_that_fits_runs_resident_and_says_so() -> None:
+    plan = plan_memory(need(), need().full_bytes)
+    assert (plan.capacity, plan.why_resident) == (None, "the whole model fits")
+
+
+def test_a_model_without_experts_runs_resident_or_says_what_it_takes() -> None:
+    dense = ModelNeed(10 * MB, 0, MB, ())
+    assert plan_memory(dense, 11 * MB).why_resident == "the model has no experts to stream"
+    with pytest.raises(MemoryPlanError, match=r"11\.0 MB where 5\.0 MB"):
+        plan_memory(dense, 5 * MB)
+
+
+def test_a_share_is_of_what_the_resident_model_needs() -> None:
+    assert limit_in_bytes(MemoryLimit(share=0.4), need(), 0, 0) == int(0.4 * need().full_bytes)
+
+
+def test_more_than_the_machine_has_is_refused() -> None:
+    with pytest.raises(MemoryPlanError, match="more than the"):
+        limit_in_bytes(MemoryLimit(num_bytes=2), need(), 1, 1)
+    with pytest.raises(MemoryPlanError, match="whole model takes"):
+        limit_in_bytes(MemoryLimit(everything=True), need(), 1, 1)
+
+
+def test_the_default_leaves_headroom() -> None:
+    assert limit_in_bytes(MemoryLimit(), need(), 10**10, 10**10) == spare_bytes(10**10) < 10**10
+    assert spare_bytes(MB) == 0
+
+
+def write_cgroup(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text + "\n")
+
+
+def test_a_cgroup_v2_limit_counts_and_its_reclaimable_cache_does_not(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/user/app\n")
+    stat = f"anon 5\ninactive_file {30 * MB}"
+    current = {"memory.current": str(50 * MB), "memory.stat": stat}
+    write_cgroup(tmp_path / "fs/user/app", {"memory.max": "max", **current})
+    write_cgroup(tmp_path / "fs/user", {"memory.max": str(100 * MB), **current})
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 80 * MB
+    assert machine.total_memory_bytes(tmp_path / "fs", membership) == 100 * MB
+
+
+def test_a_cgroup_v1_limit_counts(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("11:cpu,cpuacct:/\n5:memory:/docker/abc\n0::/\n")
+    files = {
+        "memory.limit_in_bytes": str(70 * MB),
+        "memory.usage_in_bytes": str(20 * MB),
+        "memory.stat": "cache 1\ntotal_inactive_file 0",
+    }
+    write_cgroup(tmp_path / "fs/memory", files)  # in a container its own group is the root
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 50 * MB
+
+
+def test_without_cgroups_the_machine_decides(tmp_path: Path) -> None:
+    available = machine.available_memory_bytes(tmp_path, tmp_path / "missing")
+    assert 0 < available <= psutil.virtual_memory().total

@@ -1,0 +1,54 @@
+"""Slots are aligned, separate, and what is written through their views is what MLX computes on."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_flash.errors import UnsupportedModelError
+from mlx_flash.formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
+from mlx_flash.streaming.slots import SlotPool
+
+
+def layout(*tensors: tuple[str, str, tuple[int, ...], int]) -> ExpertLayout:
+    parts = [
+        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), 0)
+        for name, dtype, shape, size in tensors
+    ]
+    return ExpertLayout(0, "experts", 8, tuple(parts))
+
+
+MIXED = layout(
+    ("up.weight", "U32", (3, 5), 4), ("up.scales", "BF16", (7,), 2), ("up.bias", "F32", (1,), 4)
+)
+
+
+def test_bytes_written_to_a_view_are_the_values_of_its_slot(device: str) -> None:
+    pool = SlotPool(MIXED, capacity=4)
+    rng = np.random.default_rng(0)
+    written = {}
+    for slot in range(4):
+        for name in ("up.weight", "up.scales", "up.bias"):
+            view = pool.view(name, slot)
+            view[:] = rng.integers(0, 60, view.nbytes, dtype=np.uint8).tobytes()
+            written[name, slot] = bytes(view)
+    for (name, slot), content in written.items():
+        found = np.array(mx.array(pool.arrays[name][slot]).view(mx.uint8)).tobytes()
+        assert found == content
+        doubled = pool.arrays[name][slot] + pool.arrays[name][slot]  # computed on the device
+        expected = mx.array(np.frombuffer(content, np.uint8)).view(pool.arrays[name].dtype) * 2
+        assert mx.array_equal(doubled.reshape(-1), expected).item()
+
+
+def test_tensors_start_at_pages_and_the_slab_is_as_large_as_planned(device: str) -> None:
+    pool = SlotPool(MIXED, capacity=3)
+    for name in pool.arrays:
+        address = np.frombuffer(pool.view(name, 0), np.uint8).ctypes.data
+        assert address % SLOT_ALIGNMENT == 0
+    assert pool.num_bytes == MIXED.slab_bytes(3) == 4 * SLOT_ALIGNMENT
+
+
+def test_a_type_that_mlx_has_not_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="F64"):
+        SlotPool(layout(("up.weight", "F64", (2,), 8)), 1)
