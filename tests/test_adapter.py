@@ -1,4 +1,4 @@
-"""What MLX-Flash relies on in mlx-lm beyond its public API. A new mlx-lm must keep each of these."""
+"""What MLX-Flash relies on in mlx-lm beyond its public API. A new mlx-lm must keep it."""
 
 import inspect
 from pathlib import Path
