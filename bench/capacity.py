@@ -1,0 +1,79 @@
+"""Measures a model at 25, 50, 75 and 100% of its experts in memory: speed, hits, bytes per token.
+
+Each capacity generates from the same prompts, one per domain. Prints a table and one JSON line.
+"""
+
+import json
+import statistics
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mlx_flash.config import CacheOptions, MemoryLimit
+from mlx_flash.engine.generate import GenerateOptions, GenerationReport, encode, generate
+from mlx_flash.engine.load import ModelFiles, load_model
+
+PROMPTS = {
+    "coding": "def read_lines(path):\n",
+    "writing": "The standard library is organised as follows. ",
+    "math": "What is 37 * 24?",
+    "chat": "What does shutil.copytree do?",
+}
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+def measure(files: ModelFiles, capacity: int, options: GenerateOptions) -> list[GenerationReport]:
+    """Load the model once and answer every prompt."""
+    loaded = load_model(
+        files.checkpoint,
+        MemoryLimit(),
+        CacheOptions(capacity=capacity),
+        context_tokens=options.max_tokens + 64,
+    )
+    return [
+        generate(loaded, files.tokenizer, encode(files.tokenizer, prompt, options), options)
+        for prompt in PROMPTS.values()
+    ]
+
+
+def main(
+    model: Annotated[str | None, typer.Argument(help="Left out, the bundled model.")] = None,
+    max_tokens: Annotated[int, typer.Option("-n")] = 200,
+    temperature: Annotated[float, typer.Option("--temp")] = 0.8,
+) -> None:
+    """Measure and print."""
+    files = ModelFiles.open(model)
+    options = GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=0)
+    experts = files.checkpoint.config["num_experts"]
+    table = Table("capacity", "tokens/s", "hit rate (decode)", "read per token", "waited")
+    rows = []
+    for share in SHARES:
+        reports = measure(files, max(1, round(share * experts)), options)
+        tokens = sum(report.generation_tokens - 1 for report in reports)
+        read = sum(r.decode_bytes_per_token * (r.generation_tokens - 1) for r in reports)
+        row = {
+            "capacity": reports[0].capacity,
+            "experts_per_layer": experts,
+            "decode_tps": statistics.median(report.generation_tps for report in reports),
+            "decode_hit_rate": statistics.mean(report.decode_hit_rate for report in reports),
+            "bytes_per_token": read / max(1, tokens),
+            "stall_s": sum(report.stall_s for report in reports),
+            "tokens": tokens,
+        }
+        rows.append(row)
+        table.add_row(
+            f"{row['capacity']} of {experts} ({share:.0%})",
+            f"{row['decode_tps']:.1f}",
+            f"{row['decode_hit_rate']:.1%}",
+            f"{row['bytes_per_token'] / 1e6:.2f} MB",
+            f"{row['stall_s']:.2f} s",
+        )
+    Console().print(table)
+    sys.stdout.write(json.dumps({"rows": rows}) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
