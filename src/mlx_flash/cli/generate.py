@@ -58,6 +58,7 @@ def command(
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
         from ..engine.generate import GenerateOptions, encode, generate, room_for
         from ..engine.load import ModelFiles, load_model
+        from ..engine.need import steps_for
 
         options = GenerateOptions(
             max_tokens=max_tokens, temperature=temperature, seed=seed, chat_template=chat_template
@@ -66,7 +67,11 @@ def command(
         tokens = encode(files.tokenizer, text, options)
         room = room_for(len(tokens), files.checkpoint.context_tokens, options)
         loaded = load_model(
-            files.checkpoint, limit, cache_options, context_tokens=len(tokens) + room
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=len(tokens) + room,
+            prefill_steps=steps_for(len(tokens)),
         )
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
@@ -75,7 +80,7 @@ def command(
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
-        notes.print(_summary(report))
+        notes.print(_summary(report), soft_wrap=True)
     if report.finish_reason == "interrupted":
         raise typer.Exit(1)
 

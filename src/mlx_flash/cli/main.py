@@ -1,5 +1,6 @@
 """The `mlx-flash` command: its subcommands, and how errors become exit codes."""
 
+import os
 import sys
 
 import typer
@@ -20,6 +21,7 @@ app.command("doctor")(doctor.command)
 
 def run() -> None:
     """Run the command line. Exit with 0 when done, 2 on wrong input, 1 on anything else."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are not for our users
     try:
         app()
     except ExpertReadError as error:

@@ -1,5 +1,6 @@
 """Loads a model so that it stays under a memory limit: streamed, or resident when it fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class ModelFiles:
             ModelNotFoundError, FormatError, UnsupportedModelError: as their names say.
         """
         checkpoint = Checkpoint.open(find_model(model))
+        adapter.check_supported(checkpoint.folder)
         return cls(checkpoint, adapter.open_tokenizer(checkpoint.folder))
 
 
@@ -77,7 +79,7 @@ def load(
         MemoryLimit.parse(memory),
         CacheOptions(policy=policy, capacity=capacity),
         context_tokens=context_tokens,
-        prefill_step=PREFILL_STEPS[0],
+        prefill_steps=PREFILL_STEPS[:1],
     )
     return loaded.model, files.tokenizer
 
@@ -88,12 +90,12 @@ def load_model(
     cache_options: CacheOptions,
     *,
     context_tokens: int,
-    prefill_step: int | None = None,
+    prefill_steps: Sequence[int] = PREFILL_STEPS,
     read_options: ReadOptions | None = None,
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert.
 
-    `prefill_step` is how many prompt tokens will be computed at once; None chooses.
+    `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: before any weight was read.
@@ -101,7 +103,7 @@ def load_model(
     context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
-    need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_step)
+    need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
     available, total = machine.available_memory_bytes(), machine.total_memory_bytes()
     limit_bytes = limit_in_bytes(limit, need, available, total)
     plan = plan_memory(need, limit_bytes, cache_options.capacity)

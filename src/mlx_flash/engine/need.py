@@ -15,6 +15,12 @@ from ..streaming.switch import ShapeOnlySwitch
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64, 32)
 """How many prompt tokens may be computed at once; mlx-lm takes the first when nobody says."""
 
+
+def steps_for(prompt_tokens: int) -> list[int]:
+    """Return the prefill steps, largest first, that make sense for a prompt of that length."""
+    return [min(step, prompt_tokens) for step in PREFILL_STEPS]
+
+
 _STAGING_SHARE, _STAGING_BYTES = 0.1, 8 * 10**6
 _FREED_BUFFERS_SHARE, _FREED_BUFFERS_BYTES = 0.02, 2 * 10**9
 
@@ -29,12 +35,13 @@ def measure_need(
     sites: Sequence[SwitchSite],
     checkpoint: Checkpoint,
     context_tokens: int,
-    prefill_step: int | None,
+    prefill_steps: Sequence[int],
 ) -> tuple[ModelNeed, int]:
     """Return what the model needs, and the prefill step its staging is counted for.
 
-    Without `prefill_step` the step is the largest whose staging is small beside the weights.
-    Reads no weight: a forward pass is built for its shapes, and never evaluated.
+    The step is the largest of `prefill_steps` (descending) whose staging is small beside the
+    weights, or the last of them. Reads no weight: a forward pass is built for its shapes, and
+    never evaluated.
     """
     with _shapes_only(model, sites) as stand_ins:
         use_float32_on_cpu(model)
@@ -43,8 +50,7 @@ def measure_need(
     experts = sum(_resident_expert_bytes(site) for site in sites)
     widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
     heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
-    steps = PREFILL_STEPS if prefill_step is None else (prefill_step,)
-    for step in (min(step, context_tokens) for step in steps):
+    for step in (min(step, context_tokens) for step in prefill_steps):
         staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
         if staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts)):
             break

@@ -60,10 +60,27 @@ def load_lazily(folder: Path) -> LazyModel:
     try:
         model, _ = load_model(folder, lazy=True, get_model_classes=classes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {error}") from error
+        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
     delattr(model, "sanitize")  # the recording one; the class has its own
     in_place = {name for name, array in parameters(model).items() if loaded.get(name) is array}
     return LazyModel(model, frozenset(in_place))
+
+
+def check_supported(folder: Path) -> None:
+    """Check, before anything is loaded, that mlx-lm has the model type that the config names.
+
+    Raises:
+        UnsupportedModelError: it has not.
+    """
+    try:
+        _get_classes(load_config(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return the message of an error as one line."""
+    return " ".join(str(error).split())
 
 
 def open_tokenizer(folder: Path) -> TokenizerWrapper:
@@ -76,7 +93,9 @@ def open_tokenizer(folder: Path) -> TokenizerWrapper:
         eos_tokens = load_config(folder).get("eos_token_id")
         tokenizer: TokenizerWrapper = load_tokenizer(folder, eos_token_ids=eos_tokens)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedModelError(f"cannot load a tokenizer from {folder}: {error}") from error
+        raise UnsupportedModelError(
+            f"cannot load a tokenizer from {folder}: {_line(error)}"
+        ) from error
     return tokenizer
 
 

@@ -16,6 +16,7 @@ Switch = Callable[[mx.array, mx.array], mx.array]
 
 _EAGER_BYTES = 1024 * 1024  # results above this are computed at once, so that none is held back
 _MAX_UNSETTLED = 4
+_SORTED_FROM = 64  # pairs from which mlx-lm's switches sort, and a GPU takes another kernel
 
 
 class LayerStream:
@@ -66,10 +67,13 @@ class LayerStream:
         for wave in waves:
             self._make_resident(wave)
             inside = np.flatnonzero(np.isin(pairs, wave))
-            rows = tokens[mx.array(inside // top_k)]
-            y = switch(rows, mx.array(self._slots_of(pairs[inside], wave)[:, None]))
+            rows = _at_least(inside, _SORTED_FROM if pairs.size >= _SORTED_FROM else 0)
+            y = switch(
+                tokens[mx.array(rows // top_k)],
+                mx.array(self._slots_of(pairs[rows], wave)[:, None]),
+            )
             mx.eval(y)  # before the next wave overwrites the slots
-            results.append(y.squeeze(-2))
+            results.append(y[: inside.size].squeeze(-2))
             positions.append(inside)
         order = np.argsort(np.concatenate(positions))
         y = mx.concatenate(results)[mx.array(order)]
@@ -116,3 +120,14 @@ class LayerStream:
         """Finish every computation that still reads this layer's slots."""
         mx.eval(self._unsettled)
         self._unsettled.clear()
+
+
+def _at_least(pairs: npt.NDArray[Any], num_pairs: int) -> npt.NDArray[Any]:
+    """Return `pairs`, on a GPU repeated up to `num_pairs`.
+
+    A small wave of a large call must take the kernel that the whole call takes, because kernels
+    differ in the order they sum in. On the CPU there is one kernel, and nothing to repeat for.
+    """
+    if mx.default_device() == mx.Device(mx.cpu) or pairs.size >= num_pairs:
+        return pairs
+    return np.resize(pairs, num_pairs)

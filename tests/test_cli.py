@@ -1,0 +1,223 @@
+"""The command line as a user meets it: what it prints, and how it refuses."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_flash.engine.find import bundled_model
+
+QUESTION = ["generate", "-p", "What does shutil.copytree do?", "-n", "24"]
+GENERATE_KEYS = {
+    *("text", "tokens", "prompt_tokens", "generation_tokens", "ttft_s", "prompt_tps"),
+    *("generation_tps", "hit_rate", "expert_bytes_read", "stall_s", "memory_limit_bytes"),
+    *("resident_bytes", "slot_bytes", "capacity", "experts_per_layer", "peak_rss_bytes"),
+    *("backend", "lossy"),
+}
+DOCTOR_KEYS = {
+    *("versions", "backend", "cores", "memory_bytes", "memory_available_bytes", "ssd_gbps"),
+    *("ssd_latency_s", "direct_io", "problems"),
+}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    code = "from mlx_flash.cli.main import run; run()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def refused(*arguments: str | Path) -> str:
+    """Run what must be refused; return its one sentence."""
+    result = run(*arguments)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("mlx-flash: ")
+    return line
+
+
+def answer(*arguments: str | Path) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return report
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the bundled model that a test may break."""
+    return Path(shutil.copytree(bundled_model(), tmp_path / "model"))
+
+
+def test_an_answer_is_the_same_streamed_and_resident() -> None:
+    resident = answer(*QUESTION, "--memory", "all")
+    assert resident["text"].startswith("Recursively copy a directory tree")
+    assert (resident["expert_bytes_read"], resident["hit_rate"]) == (0, 1.0)
+    for limit in ("35%", "60%"):
+        streamed = answer(*QUESTION, "--memory", limit)
+        assert streamed["tokens"] == resident["tokens"]
+        assert streamed["expert_bytes_read"] > 0
+        assert streamed.keys() >= GENERATE_KEYS
+        assert streamed["lossy"] == []
+        assert streamed["slot_bytes"] < 0.6 * streamed["expert_bytes"]
+        planned = streamed["resident_bytes"] + streamed["slot_bytes"]
+        assert planned < streamed["memory_limit_bytes"]
+        assert streamed["peak_model_bytes"] <= streamed["memory_limit_bytes"]
+
+
+def test_piped_output_is_the_answer_and_nothing_else() -> None:
+    result = run(*QUESTION, "--memory", "40%")
+    assert result.stdout.startswith("Recursively copy a directory tree")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "tokens/s" not in result.stdout
+    for part in ("tokens/s", "hit rate", "read", "allowed"):
+        assert part in result.stderr
+
+
+def test_a_terminal_shows_a_status_line() -> None:
+    primary, secondary = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        command(*QUESTION, "--memory", "40%"), stdout=secondary, stderr=secondary, env=environment
+    )
+    os.close(secondary)
+    shown = read_all(primary)
+    assert process.wait() == 0
+    assert "Recursively copy a directory tree" in shown
+    assert "tokens/s · hit rate" in shown
+
+
+def read_all(descriptor: int) -> str:
+    """Return what is written to a terminal until it closes."""
+    content = b""
+    try:
+        while chunk := os.read(descriptor, 4096):
+            content += chunk
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(descriptor)
+    return content.decode()
+
+
+def test_interrupting_ends_cleanly_with_what_there_is() -> None:
+    process = subprocess.Popen(
+        command(
+            "generate", "-p", "import os", "--no-chat-template", "-n", "900", "--capacity", "2"
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, notes = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert first + rest
+    assert b"Traceback" not in notes
+    assert notes.rstrip().endswith(b"interrupted")
+
+
+def test_the_prompt_can_come_from_standard_input() -> None:
+    result = subprocess.run(
+        command("generate", "-p", "-", "-n", "8"),
+        input="What does shutil.copytree do?",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("Recursively copy")
+
+
+def test_the_doctor_reports_what_scripts_rely_on() -> None:
+    report = answer("doctor")
+    assert report.keys() >= DOCTOR_KEYS
+    assert report["ssd_gbps"] > 0
+    assert 0 < report["ssd_latency_s"] < 1
+    assert report["cores"] >= 1
+    assert "back end" in run("doctor").stdout
+
+
+def test_help_shows_every_command_and_option() -> None:
+    assert "generate" in run("--help").stdout
+    assert "--memory" in run("generate", "--help").stdout
+
+
+def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refused("generate", "/no/such/place", "-p", "x")
+    assert "no config.json" in refused("generate", tmp_path, "-p", "x")
+    assert "no config.json" in refused("doctor", tmp_path)
+
+
+def test_a_truncated_shard_is_refused(model: Path) -> None:
+    shard = model / "model-00002-of-00003.safetensors"
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert "truncated" in refused("generate", model, "-p", "x")
+
+
+def test_a_header_that_lies_is_refused(model: Path) -> None:
+    shard = model / "model-00001-of-00003.safetensors"
+    content = shard.read_bytes()
+    start = content.index(b"data_offsets") + len(b'data_offsets":[')
+    digit = content[start : start + 1]
+    assert digit.isdigit()
+    lie = b"1" if digit != b"1" else b"2"
+    shard.write_bytes(content[:start] + lie + content[start + 1 :])
+    sentence = refused("generate", model, "-p", "x")
+    assert "lies" in sentence or "truncated" in sentence
+
+
+def test_an_unknown_model_type_is_refused(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text()) | {"model_type": "martian"}
+    (model / "config.json").write_text(json.dumps(config))
+    assert "martian not supported" in refused("generate", model, "-p", "x")
+
+
+@pytest.mark.parametrize("limit", ["0", "-3GB", "plenty", "0%", "200%", "1KB", "1%"])
+def test_memory_that_cannot_work_is_refused(limit: str) -> None:
+    sentence = refused("generate", "-p", "x", "--memory", limit)
+    if limit in ("1KB", "1%"):
+        assert "the smallest limit that works is" in sentence
+
+
+def test_the_smallest_limit_that_is_named_works() -> None:
+    sentence = refused("generate", "-p", "x", "-n", "4", "--memory", "1KB")
+    smallest = sentence.partition("works is ")[2].partition(" bytes")[0]
+    assert answer("generate", "-p", "x", "-n", "4", "--memory", smallest)["capacity"] == 1
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    assert "shorten the prompt" in refused("generate", "-p", "word " * 5000)
+    assert "empty" in refused("generate", "-p", "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_refused(model: Path) -> None:
+    (model / "model-00001-of-00003.safetensors").chmod(0)
+    assert "cannot read" in refused("generate", model, "-p", "x")
+
+
+def test_a_shard_that_is_a_folder_is_refused(model: Path) -> None:
+    shard = model / "model-00001-of-00003.safetensors"
+    shard.unlink()
+    shard.mkdir()
+    assert "cannot read" in refused("generate", model, "-p", "x")
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    assert "no policy 'best'" in refused(
+        "generate", "-p", "x", "--policy", "best", "--capacity", "2"
+    )
