@@ -20,6 +20,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(skip)
+        if isinstance(item, pytest.Function) and (group := costly_to_share(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def costly_to_share(item: pytest.Function) -> str:
+    """Name what a test has in common with others and takes long to make: they run together."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "family" in params:
+        return str(params["family"].name)
+    return str(params.get("reference", ""))
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -35,6 +35,8 @@ def command(
     table.add_row("cores", str(report.cores))
     free = gigabytes(report.memory_available_bytes)
     table.add_row("memory", f"{gigabytes(report.memory_bytes)}, {free} free")
+    if report.backend == "cuda":
+        table.add_row("GPU memory", f"{gigabytes(report.model_memory_bytes)} free")
     if report.ssd_gbps is not None and report.ssd_latency_s is not None:
         way = "past the page cache" if report.direct_io else "through the page cache"
         table.add_row(

@@ -13,7 +13,7 @@ from .. import __version__
 from ..config import ReadOptions
 from ..formats.checkpoint import Checkpoint
 from ..telemetry import machine
-from .generate import backend_name
+from .backend import backend_name, model_memory
 
 _READ_BYTES = 1024 * 1024
 _LATENCY_BYTES = 4096
@@ -23,9 +23,10 @@ _MAX_LATENCY_READS = 64
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found. `ssd_gbps` is 10^9 bytes per second; None where nothing could be measured.
+    """What was found.
 
-    `direct_io` says whether the disk was read past the page cache. `problems` are sentences.
+    `model_memory_bytes` is free where a model goes, the card's memory on CUDA. `ssd_gbps` is 10^9
+    bytes per second; None where nothing could be measured. `direct_io` says whether the disk was read past the page cache. `problems` are sentences.
     """
 
     versions: dict[str, str | None]
@@ -33,6 +34,7 @@ class DoctorReport:
     cores: int
     memory_bytes: int
     memory_available_bytes: int
+    model_memory_bytes: int
     model: str
     ssd_gbps: float | None
     ssd_latency_s: float | None
@@ -76,6 +78,7 @@ def examine(folder: Path) -> DoctorReport:
         cores=machine.num_cores(),
         memory_bytes=machine.total_memory_bytes(),
         memory_available_bytes=available,
+        model_memory_bytes=model_memory().available_bytes,
         model=str(folder),
         ssd_gbps=gbps,
         ssd_latency_s=latency_s,

@@ -13,6 +13,7 @@ from ..errors import PromptError
 from ..streaming import adapter
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
+from .backend import backend_name
 from .load import LoadedModel
 
 
@@ -106,13 +107,6 @@ def room_for(prompt_tokens: int, context_tokens: int | None, options: GenerateOp
             f"{context_tokens}: shorten the prompt."
         )
     return min(options.max_tokens, context_tokens - prompt_tokens)
-
-
-def backend_name() -> str:
-    """Return the MLX back end that computes: metal, cuda or cpu."""
-    if mx.default_device() == mx.Device(mx.cpu):
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def generate(

@@ -15,7 +15,7 @@ from ..planner.memory import MemoryPlan, limit_in_bytes, plan_memory
 from ..streaming import adapter
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import install, survey
-from ..telemetry import machine
+from .backend import model_memory
 from .find import find_model
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
 
@@ -104,8 +104,7 @@ def load_model(
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
     need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
-    available, total = machine.available_memory_bytes(), machine.total_memory_bytes()
-    limit_bytes = limit_in_bytes(limit, need, available, total)
+    limit_bytes = limit_in_bytes(limit, need, *model_memory())
     plan = plan_memory(need, limit_bytes, cache_options.capacity)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None

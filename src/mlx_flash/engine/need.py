@@ -11,6 +11,7 @@ from ..planner.memory import ModelNeed, staging_bytes
 from ..streaming import adapter
 from ..streaming.install import SwitchSite
 from ..streaming.switch import ShapeOnlySwitch
+from .backend import computes_on_cpu
 
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64, 32)
 """How many prompt tokens may be computed at once; mlx-lm takes the first when nobody says."""
@@ -23,11 +24,6 @@ def steps_for(prompt_tokens: int) -> list[int]:
 
 _STAGING_SHARE, _STAGING_BYTES = 0.1, 8 * 10**6
 _FREED_BUFFERS_SHARE, _FREED_BUFFERS_BYTES = 0.02, 2 * 10**9
-
-
-def computes_on_cpu() -> bool:
-    """Return whether MLX's default device is the CPU, where activations are float32."""
-    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def measure_need(

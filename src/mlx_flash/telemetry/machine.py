@@ -10,6 +10,7 @@ import psutil
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def available_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
@@ -76,6 +77,13 @@ def rss_bytes() -> int:
 
 def peak_rss_bytes() -> int:
     """Return the largest resident memory this process ever had."""
+    try:  # Linux hands ru_maxrss down from the parent process, so it is no measure of this one
+        status = _STATUS.read_text()
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
