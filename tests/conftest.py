@@ -29,7 +29,11 @@ def costly_to_share(item: pytest.Function) -> str:
     params = item.callspec.params if hasattr(item, "callspec") else {}
     if "family" in params:
         return str(params["family"].name)
-    return str(params.get("reference", ""))
+    if "reference" in params:
+        return str(params["reference"])
+    return (
+        "checkpoint" if item.get_closest_marker("gpu") and "checkpoint" in item.fixturenames else ""
+    )
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

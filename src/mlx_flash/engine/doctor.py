@@ -26,7 +26,8 @@ class DoctorReport:
     """What was found.
 
     `model_memory_bytes` is free where a model goes, the card's memory on CUDA. `ssd_gbps` is 10^9
-    bytes per second; None where nothing could be measured. `direct_io` says whether the disk was read past the page cache. `problems` are sentences.
+    bytes per second; None where nothing could be measured. `direct_io` says whether the disk was
+    read past the page cache. `problems` are sentences.
     """
 
     versions: dict[str, str | None]
