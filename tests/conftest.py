@@ -15,6 +15,7 @@ def has_gpu() -> bool:
     return mx.metal.is_available() or mx.cuda.is_available()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="MLX finds no GPU on this machine")
     for item in items:

@@ -16,7 +16,7 @@ Switch = Callable[[mx.array, mx.array], mx.array]
 
 _EAGER_BYTES = 1024 * 1024  # results above this are computed at once, so that none is held back
 _MAX_UNSETTLED = 4
-_SORTED_FROM = 64  # pairs from which mlx-lm's switches sort, and a GPU takes another kernel
+_SORTED_FROM = 64  # pairs from which mlx-lm's switches sort; GPU kernels change below it
 
 
 class LayerStream:
@@ -67,7 +67,7 @@ class LayerStream:
         for wave in waves:
             self._make_resident(wave)
             inside = np.flatnonzero(np.isin(pairs, wave))
-            rows = _at_least(inside, _SORTED_FROM if pairs.size >= _SORTED_FROM else 0)
+            rows = _at_least(inside, min(pairs.size, _SORTED_FROM))
             y = switch(
                 tokens[mx.array(rows // top_k)],
                 mx.array(self._slots_of(pairs[rows], wave)[:, None]),
@@ -125,8 +125,8 @@ class LayerStream:
 def _at_least(pairs: npt.NDArray[Any], num_pairs: int) -> npt.NDArray[Any]:
     """Return `pairs`, on a GPU repeated up to `num_pairs`.
 
-    A small wave of a large call must take the kernel that the whole call takes, because kernels
-    differ in the order they sum in. On the CPU there is one kernel, and nothing to repeat for.
+    A small wave must take the kernel that its whole call takes: kernels differ in the order they
+    sum in, and are chosen by the number of pairs. The CPU has one, and nothing to repeat for.
     """
     if mx.default_device() == mx.Device(mx.cpu) or pairs.size >= num_pairs:
         return pairs
