@@ -1,6 +1,6 @@
 """Measures a model at 25, 50, 75 and 100% of its experts in memory: speed, hits, bytes per token.
 
-Each capacity generates from the same prompts, one per domain. Prints a table and one JSON line.
+Each capacity generates from the same prompts, two per domain. Prints a table and one JSON line.
 """
 
 import json
@@ -16,27 +16,40 @@ from mlx_flash.config import CacheOptions, MemoryLimit
 from mlx_flash.engine.generate import GenerateOptions, GenerationReport, encode, generate
 from mlx_flash.engine.load import ModelFiles, load_model
 
-PROMPTS = {
-    "coding": "def read_lines(path):\n",
-    "writing": "The standard library is organised as follows. ",
-    "math": "What is 37 * 24?",
-    "chat": "What does shutil.copytree do?",
-}
+CONTINUED = (
+    "import os\n\n\ndef read_lines(path):\n",
+    "class Cache:\n    def __init__(self",
+    "This module provides",
+    "The following sections describe",
+)
+ANSWERED = (
+    "What is 37 * 24?",
+    "What is 15% of 240?",
+    "What does shutil.copytree do?",
+    "How do I use itertools.chain?",
+)
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
-def measure(files: ModelFiles, capacity: int, options: GenerateOptions) -> list[GenerationReport]:
-    """Load the model once and answer every prompt."""
+def measure(
+    files: ModelFiles, capacity: int, max_tokens: int, temperature: float
+) -> list[GenerationReport]:
+    """Load the model once; continue some prompts and answer the others."""
     loaded = load_model(
         files.checkpoint,
         MemoryLimit(),
         CacheOptions(capacity=capacity),
-        context_tokens=options.max_tokens + 64,
+        context_tokens=max_tokens + 64,
     )
-    return [
-        generate(loaded, files.tokenizer, encode(files.tokenizer, prompt, options), options)
-        for prompt in PROMPTS.values()
-    ]
+    reports = []
+    for prompts, chat in ((CONTINUED, False), (ANSWERED, True)):
+        options = GenerateOptions(
+            max_tokens=max_tokens, temperature=temperature, seed=0, chat_template=chat
+        )
+        for prompt in prompts:
+            tokens = encode(files.tokenizer, prompt, options)
+            reports.append(generate(loaded, files.tokenizer, tokens, options))
+    return reports
 
 
 def main(
@@ -46,12 +59,11 @@ def main(
 ) -> None:
     """Measure and print."""
     files = ModelFiles.open(model)
-    options = GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=0)
     experts = files.checkpoint.config["num_experts"]
     table = Table("capacity", "tokens/s", "hit rate (decode)", "read per token", "waited")
     rows = []
     for share in SHARES:
-        reports = measure(files, max(1, round(share * experts)), options)
+        reports = measure(files, max(1, round(share * experts)), max_tokens, temperature)
         tokens = sum(report.generation_tokens - 1 for report in reports)
         read = sum(r.decode_bytes_per_token * (r.generation_tokens - 1) for r in reports)
         row = {
