@@ -131,6 +131,23 @@ def test_interrupting_ends_cleanly_with_what_there_is() -> None:
     assert notes.rstrip().endswith(b"interrupted")
 
 
+def test_a_file_that_shrinks_in_mid_generation_ends_it_with_one_sentence(model: Path) -> None:
+    process = subprocess.Popen(
+        command("generate", model, "-p", "import", "--no-chat-template", "--capacity", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    for shard in model.glob("*.safetensors"):
+        os.truncate(shard, 100_000)
+    _, notes = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (sentence,) = notes.decode().splitlines()
+    assert sentence.startswith("mlx-flash: cannot read expert ")
+    assert str(model) in sentence
+
+
 def test_the_prompt_can_come_from_standard_input() -> None:
     result = subprocess.run(
         command("generate", "-p", "-", "-n", "8"),
