@@ -121,6 +121,24 @@ def test_a_missing_file_is_a_format_error(tmp_path: Path) -> None:
         CheckpointFiles([tmp_path / "gone.safetensors"])
 
 
+def test_close_never_waits_for_a_read(file: Path) -> None:
+    may_read = threading.Event()
+
+    def stuck(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        may_read.wait(timeout=30)
+        return os.preadv(descriptor, list(views), offset)
+
+    reader = reader_of(file, stuck)
+    batch = reader.submit([read_at(file, 0, 10)])
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    closing.join(timeout=10)
+    closed = not closing.is_alive()
+    may_read.set()
+    assert batch.wait() == 10
+    assert closed
+
+
 def test_close_ends_threads_and_descriptors(file: Path) -> None:
     files = CheckpointFiles([file])
     reader = ExpertReader(files, ReadOptions())

@@ -80,8 +80,12 @@ class ExpertReader:
         return ReadBatch([self._pool.submit(self._do, share) for share in shares])
 
     def close(self) -> None:
-        """Wait for reads in flight and end the threads. The files stay open."""
-        self._pool.shutdown()
+        """End the threads as soon as they are idle. Never waits; the files stay open.
+
+        The garbage collector may call it in any thread, also in one that is being started and
+        holds the interpreter's locks: waiting for a thread would then be a deadlock.
+        """
+        self._pool.shutdown(wait=False)
 
     def _do(self, runs: Sequence[_Run]) -> int:
         return sum(self._read(run) for run in runs)
