@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from mlx_flash.engine.backend import backend_name
 from mlx_flash.formats.layout import ExpertLayout, ExpertTensor
+from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.streaming.slots import SlotPool
 
 EXPERT_BYTES = 2_654_208  # Qwen3-30B-A3B in 4 bits, group size 64
@@ -36,7 +37,11 @@ def median_s(prepare: Callable[[], None], action: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measure and print a table and one JSON line."""
-    tensors = (ExpertTensor("weight", "U32", (EXPERT_BYTES // 4,), EXPERT_BYTES, Path("x"), 0),)
+    tensors = (
+        ExpertTensor(
+            "weight", "U32", (EXPERT_BYTES // 4,), EXPERT_BYTES, Path("x"), 0, FileStamp(0, 0, 0, 0)
+        ),
+    )
     pool = SlotPool(ExpertLayout(0, "experts", CAPACITY, tensors), CAPACITY)
     views = [pool.view("weight", slot) for slot in range(CAPACITY)]
     plain = [memoryview(bytearray(EXPERT_BYTES)) for _ in range(PER_ROUND)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import FAMILIES, write_checkpoint
 
 from mlx_flash.engine.find import bundled_model
 
@@ -234,7 +235,27 @@ def test_a_shard_that_is_a_folder_is_refused(model: Path) -> None:
     assert "cannot read" in refused("generate", model, "-p", "x")
 
 
-def test_an_unknown_policy_is_refused() -> None:
-    assert "no policy 'best'" in refused(
-        "generate", "-p", "x", "--policy", "best", "--capacity", "2"
+def test_options_that_make_no_sense_are_refused() -> None:
+    assert "no policy 'best'" in refused("generate", "-p", "x", "--policy", "best")
+    assert "not both" in refused("generate", "-p", "x", "--capacity", "2", "--memory", "40%")
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    """Not even when someone answers yes: transformers asks on standard input unless told not to."""
+    family = next(family for family in FAMILIES if family.name == "Klear")
+    folder = write_checkpoint(family, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    auto_map = {"auto_map": {"AutoTokenizer": ["evil.T", None]}, "tokenizer_class": "T"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(auto_map))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.T"}
+    (folder / "config.json").write_text(json.dumps(config))
+    result = subprocess.run(
+        command("generate", folder, "-p", "x"),
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert result.returncode == 2
+    assert not (tmp_path / "ran").exists()

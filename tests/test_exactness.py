@@ -1,5 +1,7 @@
 """Streamed logits equal resident logits bit for bit, whatever the capacity, policy and format."""
 
+import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from comparing import differing, differing_steps, random_tokens, resident, run_l
 from families import Family, write_checkpoint
 
 from mlx_flash.cache.policies import POLICIES
-from mlx_flash.errors import ExpertReadError
+from mlx_flash.errors import ExpertReadError, UnsupportedModelError
 
 FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
     **{f"affine-{bits}": ({"group_size": 64, "bits": bits}, "bfloat16") for bits in (2, 3, 5, 6)},
@@ -117,8 +119,6 @@ def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
 
 
 def test_a_copied_model_shares_its_slots_and_stays_exact(checkpoint: Path) -> None:
-    import copy
-
     ours, theirs = streamed(checkpoint, 2).model, resident(checkpoint)
     twin = copy.deepcopy(ours)
     for seed in range(4):
@@ -134,3 +134,42 @@ def test_casting_a_streamed_model_leaves_its_slots_alone(checkpoint: Path) -> No
     ours.set_dtype(mx.float32)  # norms and scales are bf16 in the file, so this is the identity
     prompt = random_tokens(9, VOCAB)
     assert mx.array_equal(ours(prompt), theirs(prompt)).item()
+
+
+def test_no_tokens_give_no_results(checkpoint: Path) -> None:
+    switch = streamed(checkpoint, 2).model.layers[0].mlp.switch_mlp
+    assert switch(mx.zeros((1, 0, 128)), mx.zeros((1, 0, 2), mx.uint32)).shape == (1, 0, 2, 128)
+
+
+def test_a_gradient_is_refused(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 2).model
+    block = ours.layers[0].mlp
+
+    def loss(x: mx.array) -> mx.array:
+        return block(x).sum()
+
+    for num_tokens in (1, 3, 200):
+        with pytest.raises(UnsupportedModelError, match="cannot be trained"):
+            mx.grad(loss)(mx.ones((1, num_tokens, 128)) + mx.arange(num_tokens)[None, :, None])
+
+
+def test_threads_take_turns(checkpoint: Path) -> None:
+    """Two threads decode different texts on one model at a time when slots are fewest."""
+    ours = streamed(checkpoint, 2)
+    assert ours.stream is not None
+    prompts = [random_tokens(5, VOCAB, seed=seed) for seed in range(3)]
+    found: dict[int, list[list[float]]] = {}
+
+    def decode(number: int) -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            found[number] = [step.tolist() for step in run_logits(ours.model, prompts[number], 12)]
+
+    threads = [threading.Thread(target=decode, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ours.stream.cache.check_integrity()
+    theirs = resident(checkpoint)
+    for number, prompt in enumerate(prompts):
+        assert found[number] == [step.tolist() for step in run_logits(theirs, prompt, 12)]

@@ -121,6 +121,23 @@ def test_check_integrity_finds_a_slot_held_twice() -> None:
         cache.check_integrity()
 
 
+@pytest.mark.parametrize("call", ["used", "evicted", "victim"])
+def test_a_policy_that_raises_loses_no_slot(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = new_cache(2)
+    ask(cache, 0, 1)
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LRU, call, fail)
+        with pytest.raises(KeyboardInterrupt):
+            ask(cache, 2, 3)
+    cache.check_integrity()
+    assert ask(cache, 4, 5) == (set(), {4, 5})
+    cache.check_integrity()
+
+
 def test_an_expert_that_the_layer_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match="experts 0 to 7"), new_cache(2).admit(0, [8]):
         pass

@@ -5,10 +5,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlx_flash.config import CacheOptions, MemoryLimit
-from mlx_flash.errors import MemoryPlanError
+from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions, check_either
+from mlx_flash.errors import MemoryPlanError, OptionError
 from mlx_flash.formats.layout import ExpertLayout, ExpertTensor
-from mlx_flash.planner.memory import ModelNeed, limit_in_bytes, plan_memory, spare_bytes
+from mlx_flash.formats.safetensors import FileStamp
+from mlx_flash.planner.memory import (
+    ModelNeed,
+    limit_in_bytes,
+    plan_capacity,
+    plan_memory,
+    spare_bytes,
+)
 from mlx_flash.telemetry import machine
 
 MB = 10**6
@@ -40,13 +47,23 @@ def test_a_limit_that_makes_no_sense_is_refused(text: str) -> None:
         MemoryLimit.parse(text)
 
 
-def test_a_capacity_below_one_is_refused() -> None:
-    with pytest.raises(MemoryPlanError, match="1 or more"):
+def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(OptionError, match="1 or more"):
         CacheOptions(capacity=0)
+    with pytest.raises(OptionError, match="no policy 'magic'"):
+        CacheOptions(policy="magic")
+    with pytest.raises(OptionError, match="not both"):
+        check_either(MemoryLimit(share=0.5), CacheOptions(capacity=3))
+    for options in ({"num_threads": 0}, {"split_bytes": 0}, {"num_retries": -1}):
+        with pytest.raises(OptionError, match="cannot read"):
+            ReadOptions(**options)
+    for values in ({"num_bytes": -5}, {"share": 3.0}, {"share": 0.0}):
+        with pytest.raises(MemoryPlanError):
+            MemoryLimit(**values)
 
 
 def need(num_layers: int = 4, num_experts: int = 16) -> ModelNeed:
-    tensors = (ExpertTensor("up.weight", "U8", (MB,), MB, Path("x"), 0),)
+    tensors = (ExpertTensor("up.weight", "U8", (MB,), MB, Path("x"), 0, FileStamp(0, 0, 0, 0)),)
     layouts = tuple(ExpertLayout(n, f"l{n}", num_experts, tensors) for n in range(num_layers))
     return ModelNeed(10 * MB, num_layers * num_experts * MB, 3 * MB, layouts)
 
@@ -83,12 +100,17 @@ def test_a_model_without_experts_runs_resident_or_says_what_it_takes() -> None:
 
 
 def test_a_share_is_of_what_the_resident_model_needs() -> None:
-    assert limit_in_bytes(MemoryLimit(share=0.4), need(), 0, 0) == int(0.4 * need().full_bytes)
+    limit = int(0.4 * need().full_bytes)
+    assert limit_in_bytes(MemoryLimit(share=0.4), need(), 0, limit) == limit
 
 
 def test_more_than_the_machine_has_is_refused() -> None:
     with pytest.raises(MemoryPlanError, match="more than the"):
         limit_in_bytes(MemoryLimit(num_bytes=2), need(), 1, 1)
+    with pytest.raises(MemoryPlanError, match="more than the"):
+        limit_in_bytes(MemoryLimit(share=0.4), need(), 1, 1)
+    with pytest.raises(MemoryPlanError, match="give fewer"):
+        plan_capacity(need(), 3, 1)
     with pytest.raises(MemoryPlanError, match="whole model takes"):
         limit_in_bytes(MemoryLimit(everything=True), need(), 1, 1)
 
@@ -125,6 +147,14 @@ def test_a_cgroup_v1_limit_counts(tmp_path: Path) -> None:
     }
     write_cgroup(tmp_path / "fs/memory", files)  # in a container its own group is the root
     assert machine.available_memory_bytes(tmp_path / "fs", membership) == 50 * MB
+
+
+def test_memory_high_counts_and_a_missing_stat_reclaims_nothing(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/app\n")
+    files = {"memory.max": "max", "memory.high": str(60 * MB), "memory.current": str(50 * MB)}
+    write_cgroup(tmp_path / "fs/app", files)
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 10 * MB
 
 
 def test_without_cgroups_the_machine_decides(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from comparing import random_tokens, resident
 from mlx_lm.utils import load_model
 
 import mlx_flash
-from mlx_flash.errors import MemoryPlanError, UnsupportedModelError
+from mlx_flash.errors import OptionError, UnsupportedModelError
 
 
 def test_all_names_exist_and_have_docstrings() -> None:
@@ -46,19 +46,25 @@ def test_a_stream_outlives_the_name_it_was_given(checkpoint: Path) -> None:
 
 def test_stream_experts_refuses_what_it_cannot_do(checkpoint: Path) -> None:
     model, _ = load_model(checkpoint, lazy=True)
-    with pytest.raises(MemoryPlanError):
+    with pytest.raises(OptionError):
         mlx_flash.stream_experts(model, checkpoint, capacity=0)
-    with pytest.raises(UnsupportedModelError, match="no policy 'magic'"):
+    with pytest.raises(OptionError, match="no policy 'magic'"):
         mlx_flash.stream_experts(model, checkpoint, capacity=1, policy="magic")
     mlx_flash.stream_experts(model, checkpoint, capacity=1)
     with pytest.raises(UnsupportedModelError, match="no experts"):
         mlx_flash.stream_experts(model, checkpoint, capacity=1)
 
 
-def test_a_failed_install_leaves_the_model_whole(checkpoint: Path) -> None:
+def test_a_failed_install_leaves_the_model_whole(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError
+
     model, _ = load_model(checkpoint, lazy=True)
-    with pytest.raises(UnsupportedModelError):
-        mlx_flash.stream_experts(model, checkpoint, capacity=1, policy="magic")
+    monkeypatch.setattr("mlx_flash.streaming.expert_stream.SlotPool", fail)
+    with pytest.raises(MemoryError):
+        mlx_flash.stream_experts(model, checkpoint, capacity=1)
     assert mlx_flash.find_stream(model) is None
     model.set_dtype(mx.float32)
     prompt = random_tokens(12, 128)

@@ -4,11 +4,13 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_flash.config import ReadOptions
 from mlx_flash.errors import ExpertReadError, FormatError
+from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.store.files import CheckpointFiles
 from mlx_flash.store.reader import ExpertReader, Preadv, Read, coalesce
 from mlx_flash.types import ExpertKey
@@ -27,17 +29,22 @@ def read_at(path: Path, offset: int, nbytes: int, expert: int = 0) -> Read:
     return Read(ExpertKey(3, expert), path, offset, memoryview(bytearray(nbytes)))
 
 
+def stamp_of(path: Path) -> FileStamp:
+    with path.open("rb") as opened:
+        return FileStamp.of(opened.fileno())
+
+
 def reader_of(path: Path, preadv: Preadv = os.preadv, **options: int) -> ExpertReader:
-    return ExpertReader(CheckpointFiles([path]), ReadOptions(**options), preadv)
+    return ExpertReader(CheckpointFiles({path: stamp_of(path)}), ReadOptions(**options), preadv)
 
 
 def test_every_view_gets_its_own_bytes_whatever_the_grouping(file: Path) -> None:
     places = [(0, 100), (100, 4096), (9000, 1), (60_000, 5536), (4196, 300), (30_000, 20_000)]
-    for split_bytes in (1, 4096, 8192, 1 << 22):
+    for split_bytes in (4096, 8192, 1 << 22):
         for num_threads in (1, 3, 8):
             reads = [read_at(file, *place) for place in places]
             reader = reader_of(file, split_bytes=split_bytes, num_threads=num_threads)
-            assert reader.submit(reads).wait() == sum(nbytes for _, nbytes in places)
+            assert reader.read(reads) == sum(nbytes for _, nbytes in places)
             for read, (offset, nbytes) in zip(reads, places, strict=True):
                 assert bytes(read.into) == CONTENT[offset : offset + nbytes]
 
@@ -55,7 +62,7 @@ def test_partial_reads_are_continued(file: Path) -> None:
         return os.preadv(descriptor, [views[0][:7]], offset)
 
     reads = [read_at(file, 0, 20), read_at(file, 20, 30)]
-    assert reader_of(file, trickle).submit(reads).wait() == 50
+    assert reader_of(file, trickle).read(reads) == 50
     assert bytes(reads[0].into) + bytes(reads[1].into) == CONTENT[:50]
 
 
@@ -68,7 +75,7 @@ def test_a_passing_error_is_retried(file: Path) -> None:
         return os.preadv(descriptor, list(views), offset)
 
     read = read_at(file, 10, 100)
-    assert reader_of(file, flaky, num_retries=2).submit([read]).wait() == 100
+    assert reader_of(file, flaky, num_retries=2).read([read]) == 100
     assert bytes(read.into) == CONTENT[10:110]
 
 
@@ -77,7 +84,7 @@ def test_a_lasting_error_names_layer_expert_file_and_offset(file: Path) -> None:
         raise OSError(5, "Input/output error")
 
     with pytest.raises(ExpertReadError) as caught:
-        reader_of(file, broken).submit([read_at(file, 10, 100, expert=6)]).wait()
+        reader_of(file, broken).read([read_at(file, 10, 100, expert=6)])
     error = caught.value
     assert (error.layer, error.expert, error.path, error.offset) == (3, 6, file, 10)
     assert str(error) == (
@@ -87,15 +94,15 @@ def test_a_lasting_error_names_layer_expert_file_and_offset(file: Path) -> None:
 
 def test_a_short_file_is_an_error_not_zeros(file: Path) -> None:
     with pytest.raises(ExpertReadError, match="the file ends after 536 of 1000 bytes"):
-        reader_of(file).submit([read_at(file, 65_000, 1000)]).wait()
+        reader_of(file).read([read_at(file, 65_000, 1000)])
 
 
 def test_a_file_that_changes_underneath_is_an_error(file: Path) -> None:
     reader = reader_of(file)
-    reader.submit([read_at(file, 0, 10)]).wait()
+    reader.read([read_at(file, 0, 10)])
     file.write_bytes(CONTENT[:-1] + b"!!")
     with pytest.raises(ExpertReadError, match="changed after it was opened"):
-        reader.submit([read_at(file, 0, 10)]).wait()
+        reader.read([read_at(file, 0, 10)])
 
 
 def test_a_failing_batch_is_quiet_before_its_error_arrives(file: Path) -> None:
@@ -112,37 +119,105 @@ def test_a_failing_batch_is_quiet_before_its_error_arrives(file: Path) -> None:
 
     reads = [read_at(file, 0, 10), read_at(file, 5000, 10)]
     with pytest.raises(ExpertReadError):
-        reader_of(file, preadv, num_retries=0).submit(reads).wait()
+        reader_of(file, preadv, num_retries=0).read(reads)
     assert finished == [0]
+
+
+@pytest.mark.parametrize("interrupts", [1, 3])
+def test_an_interrupt_leaves_no_thread_writing(
+    file: Path, monkeypatch: pytest.MonkeyPatch, interrupts: int
+) -> None:
+    """Ctrl-C, once or again and again, while one read hangs and others wait for a thread."""
+    may_read, writing = threading.Event(), []
+
+    def slow(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        may_read.wait(timeout=30)
+        writing.append(offset)
+        return os.preadv(descriptor, list(views), offset)
+
+    wait_for = threading.Condition.wait_for
+
+    def interrupted(self: threading.Condition, *args: Any) -> Any:
+        nonlocal interrupts
+        interrupts -= 1
+        if interrupts > 0:
+            raise KeyboardInterrupt
+        may_read.set()
+        return wait_for(self, *args)
+
+    def interrupt(self: object, timeout: float | None = None) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Condition, "wait_for", interrupted)
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
+    reads = [read_at(file, offset, 10) for offset in range(0, 50_000, 5000)]
+    with pytest.raises(KeyboardInterrupt):
+        reader_of(file, slow, num_threads=2).read(reads)
+    before = list(writing)
+    assert len(before) <= len(reads)
+    may_read.wait(timeout=1)
+    assert writing == before
+
+
+def test_threads_that_cannot_start_leave_no_thread_writing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, started = reader_of(file, num_threads=4), []
+    submit = reader._pool.submit
+
+    def fail_later(*args: Any) -> Any:
+        started.append(args)
+        if len(started) > 2:
+            raise RuntimeError("can't start new thread")
+        return submit(*args)
+
+    monkeypatch.setattr(reader._pool, "submit", fail_later)
+    with pytest.raises(RuntimeError, match="new thread"):
+        reader.read([read_at(file, offset, 10) for offset in (0, 5000, 10_000, 15_000)])
+    (batch,) = {args[0].__self__ for args in started}
+    assert batch.run([None]) == 0
+
+
+def test_a_file_replaced_after_its_header_was_read_is_refused(file: Path) -> None:
+    stamp = stamp_of(file)
+    other = file.with_name("other")
+    other.write_bytes(CONTENT)
+    other.replace(file)
+    with pytest.raises(FormatError, match="replaced"):
+        CheckpointFiles({file: stamp})
 
 
 def test_a_missing_file_is_a_format_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot open"):
-        CheckpointFiles([tmp_path / "gone.safetensors"])
+        CheckpointFiles({tmp_path / "gone.safetensors": FileStamp(0, 0, 0, 0)})
 
 
 def test_close_never_waits_for_a_read(file: Path) -> None:
-    may_read = threading.Event()
+    started, may_read = threading.Event(), threading.Event()
 
     def stuck(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        started.set()
         may_read.wait(timeout=30)
         return os.preadv(descriptor, list(views), offset)
 
-    reader = reader_of(file, stuck)
-    batch = reader.submit([read_at(file, 0, 10)])
+    reader, done = reader_of(file, stuck), []
+    reading = threading.Thread(target=lambda: done.append(reader.read([read_at(file, 0, 10)])))
+    reading.start()
+    started.wait(timeout=10)
     closing = threading.Thread(target=reader.close)
     closing.start()
     closing.join(timeout=10)
     closed = not closing.is_alive()
     may_read.set()
-    assert batch.wait() == 10
+    reading.join(timeout=10)
+    assert done == [10]
     assert closed
 
 
 def test_close_ends_threads_and_descriptors(file: Path) -> None:
-    files = CheckpointFiles([file])
+    files = CheckpointFiles({file: stamp_of(file)})
     reader = ExpertReader(files, ReadOptions())
-    reader.submit([read_at(file, 0, 10)]).wait()
+    reader.read([read_at(file, 0, 10)])
     reader.close()
     files.close()
     files.close()

@@ -8,12 +8,15 @@ import pytest
 
 from mlx_flash.errors import UnsupportedModelError
 from mlx_flash.formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
+from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.streaming.slots import SlotPool
+
+STAMP = FileStamp(0, 0, 0, 0)
 
 
 def layout(*tensors: tuple[str, str, tuple[int, ...], int]) -> ExpertLayout:
     parts = [
-        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), 0)
+        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), 0, STAMP)
         for name, dtype, shape, size in tensors
     ]
     return ExpertLayout(0, "experts", 8, tuple(parts))
@@ -47,6 +50,16 @@ def test_tensors_start_at_pages_and_the_slab_is_as_large_as_planned(device: str)
         address = np.frombuffer(pool.view(name, 0), np.uint8).ctypes.data
         assert address % SLOT_ALIGNMENT == 0
     assert pool.num_bytes == MIXED.slab_bytes(3) == 4 * SLOT_ALIGNMENT
+
+
+def test_a_slab_may_be_larger_than_an_axis_of_mlx() -> None:
+    """MLX counts the elements of an axis in 32 bits; a layer's slots may take more bytes."""
+    wide = layout(("up.weight", "U32", (1024, 1024), 4), ("up.scales", "BF16", (3,), 2))
+    pool = SlotPool(wide, capacity=520)
+    assert pool.num_bytes > 2**31
+    pool.view("up.weight", 519)[-4:] = (7).to_bytes(4, "little")
+    assert pool.arrays["up.weight"][519, 1023, 1023].item() == 7
+    assert pool.arrays["up.weight"][518].sum().item() == 0
 
 
 def test_a_type_that_mlx_has_not_is_refused() -> None:

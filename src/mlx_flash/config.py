@@ -3,7 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from .errors import MemoryPlanError
+from .errors import MemoryPlanError, OptionError
+
+POLICY_NAMES = ("lru", "lfu", "lcp")
+"""The eviction policies that there are."""
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}B": factor for unit, factor in _UNITS.items() if unit not in ("", "B")}
@@ -17,11 +20,23 @@ class MemoryLimit:
 
     Exactly one field is set; all unset means "what the machine can spare". The share is of what
     the model would need to run resident.
+
+    Raises:
+        MemoryPlanError: a number that is not above zero, or a share above one.
     """
 
     num_bytes: int | None = None
     share: float | None = None
     everything: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_bytes is not None and self.num_bytes < 1:
+            raise MemoryPlanError("a memory limit of 0 cannot hold anything: give more.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise MemoryPlanError(
+                f"a memory limit of {self.share:.0%} of the model makes no sense: "
+                "give more than 0% and at most 100%."
+            )
 
     @classmethod
     def parse(cls, text: str | int | None) -> "MemoryLimit":
@@ -37,37 +52,35 @@ class MemoryLimit:
             return cls(everything=True)
         number = cleaned.removesuffix("%").strip()
         if cleaned.endswith("%") and re.fullmatch(r"[0-9]+(\.[0-9]+)?", number):
-            limit = cls(share=float(number) / 100)
-            positive = 0 < float(number) <= 100
-        elif (match := _SIZE.fullmatch(cleaned)) and match[2].upper() in _UNITS:
-            limit = cls(num_bytes=int(float(match[1]) * _UNITS[match[2].upper()]))
-            positive = limit.num_bytes != 0
-        else:
-            raise MemoryPlanError(
-                f"{cleaned!r} is not an amount of memory: give bytes (6GB, 512MiB), "
-                "a share of the model (40%) or all."
-            )
-        if not positive:
-            raise MemoryPlanError(
-                f"a memory limit of {cleaned} cannot hold anything: "
-                "give more than 0, and at most 100%."
-            )
-        return limit
+            return cls(share=float(number) / 100)
+        if (match := _SIZE.fullmatch(cleaned)) and match[2].upper() in _UNITS:
+            return cls(num_bytes=int(float(match[1]) * _UNITS[match[2].upper()]))
+        raise MemoryPlanError(
+            f"{cleaned!r} is not an amount of memory: give bytes (6GB, 512MiB), "
+            "a share of the model (40%) or all."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """How experts are kept: the policy that picks victims, and slots per layer when fixed.
 
-    `capacity` overrides the memory plan; None lets the plan decide.
+    `capacity` stands in the place of a memory limit; None lets the plan decide.
+
+    Raises:
+        OptionError: an unknown policy, or a capacity below 1.
     """
 
     policy: str = "lru"
     capacity: int | None = None
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICY_NAMES:
+            raise OptionError(
+                f"there is no policy {self.policy!r}: take one of {', '.join(POLICY_NAMES)}."
+            )
         if self.capacity is not None and self.capacity < 1:
-            raise MemoryPlanError(
+            raise OptionError(
                 f"a capacity of {self.capacity} slots per layer cannot hold an expert: "
                 "give 1 or more."
             )
@@ -79,12 +92,28 @@ class ReadOptions:
 
     `num_threads` reads are in flight together. A read is split above `split_bytes`. A failed
     read is tried `num_retries` more times.
+
+    Raises:
+        OptionError: a number that is too small.
     """
 
     num_threads: int = 8
     split_bytes: int = 4 * 1024 * 1024
     num_retries: int = 2
 
+    def __post_init__(self) -> None:
+        if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:
+            raise OptionError(
+                f"{self} cannot read: give 1 thread or more, 4096 bytes or more to split above, "
+                "and 0 retries or more."
+            )
+
 
 DEFAULT_CONTEXT_TOKENS = 2048
 """Tokens of KV cache that a plan sets memory aside for when the caller does not say."""
+
+
+def check_either(limit: MemoryLimit, cache_options: CacheOptions) -> None:
+    """Raise OptionError when both a memory limit and a capacity are given: each sets the other."""
+    if cache_options.capacity is not None and limit != MemoryLimit():
+        raise OptionError("give a memory limit or a capacity, not both: each decides the other.")

@@ -6,7 +6,8 @@ MLXFlashError
 ├── UnsupportedModelError  nothing to stream, or a layer type we do not know
 ├── MemoryPlanError        does not fit; says what would, in bytes
 ├── ModelNotFoundError     no such path or repository
-└── PromptError            the prompt does not fit the model's context
+├── PromptError            the prompt is empty or does not fit the model's context
+└── OptionError            an option has a value that makes no sense
 """
 
 from pathlib import Path
@@ -61,4 +62,8 @@ class ModelNotFoundError(MLXFlashError):
 
 
 class PromptError(MLXFlashError):
-    """Raised when a prompt is empty or longer than the model's context."""
+    """Raised when a prompt is empty, no text, or longer than the model's context."""
+
+
+class OptionError(MLXFlashError):
+    """Raised when an option has a value that makes no sense, where the option is made."""

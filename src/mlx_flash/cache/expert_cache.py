@@ -20,14 +20,16 @@ class Admission:
 
 
 class _LayerSlots:
-    """The slots of one layer: an explicit expert -> slot map, the free slots, pins and a policy."""
+    """The slots of one layer: an explicit expert -> slot map, pins and a policy.
+
+    A slot that the map does not name is free: nothing else says so, so nothing can be lost.
+    """
 
     def __init__(self, num_experts: int, capacity: int, policy: Policy) -> None:
         self.num_experts = num_experts
         self.capacity = capacity
         self.policy = policy
         self.slot_of: dict[int, int] = {}
-        self.free = list(range(capacity - 1, -1, -1))
         self.pins: dict[int, int] = {}
         self.now = 0
 
@@ -101,19 +103,28 @@ class ExpertCache:
         hits = {expert: slots.slot_of[expert] for expert in asked if expert in slots.slot_of}
         for expert in sorted(asked):
             slots.policy.used(expert, slots.now)
-        misses = {}
-        for expert in sorted(asked - hits.keys()):
-            if not slots.free:
-                self._evict(slots, slots.slot_of.keys() - asked - slots.pins.keys())
-            misses[expert] = slots.free.pop()
+        misses = self._place(slots, asked)
         try:
             yield Admission(hits, misses)
         except BaseException:
-            for expert, slot in misses.items():
+            for expert in misses:
                 slots.policy.evicted(expert)
-                slots.free.append(slot)
             raise
         slots.slot_of.update(misses)
+
+    @staticmethod
+    def _place(slots: _LayerSlots, asked: set[int]) -> dict[int, int]:
+        """Return a slot for each of `asked` that is not resident; evict where none is free."""
+        free = sorted(set(range(slots.capacity)) - set(slots.slot_of.values()), reverse=True)
+        misses = {}
+        for expert in sorted(asked - slots.slot_of.keys()):
+            if not free:
+                keep = asked | slots.pins.keys()
+                victim = slots.policy.victim(slots.slot_of.keys() - keep, slots.now)
+                free.append(slots.slot_of.pop(victim))
+                slots.policy.evicted(victim)
+            misses[expert] = free.pop()
+        return misses
 
     def _check_room(self, layer: int, asked: set[int]) -> None:
         slots = self._layers[layer]
@@ -127,12 +138,6 @@ class ExpertCache:
                 f"{len(asked)} experts and {len(slots.pins)} pins do not fit "
                 f"the {slots.capacity} slots of layer {layer}"
             )
-
-    @staticmethod
-    def _evict(slots: _LayerSlots, candidates: set[int]) -> None:
-        victim = slots.policy.victim(candidates, slots.now)
-        slots.free.append(slots.slot_of.pop(victim))
-        slots.policy.evicted(victim)
 
     @contextmanager
     def pin(self, layer: int, expert: int) -> Iterator[int]:
@@ -155,13 +160,13 @@ class ExpertCache:
         """Walk every layer both ways.
 
         Raises:
-            AssertionError: a slot is held twice, lost, or out of range, or a pin is not resident.
+            AssertionError: a slot is held twice or out of range, or a pin is not resident.
         """
         for number, slots in enumerate(self._layers):
-            held = list(slots.slot_of.values())
-            everything = sorted(held + slots.free)
-            assert everything == list(range(slots.capacity)), (
-                f"layer {number}: slots {everything} are not 0..{slots.capacity - 1} once each"
+            held = sorted(slots.slot_of.values())
+            once = sorted(set(held) & set(range(slots.capacity)))
+            assert held == once, (
+                f"layer {number}: slots {held} are not some of 0..{slots.capacity - 1} once each"
             )
             experts = slots.slot_of.keys()
             assert all(0 <= expert < slots.num_experts for expert in experts), (

@@ -7,6 +7,8 @@ cache, so that a policy holds no clock of its own.
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..config import POLICY_NAMES
+
 
 class Policy(Protocol):
     """What a policy is told, and the one thing it is asked."""
@@ -97,5 +99,5 @@ class LCP:
         return min(candidates, key=priority)
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {"lru": LRU, "lfu": LFU, "lcp": LCP}
+POLICIES: dict[str, Callable[[], Policy]] = dict(zip(POLICY_NAMES, (LRU, LFU, LCP), strict=True))
 """Every policy by the name that options give it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..config import CacheOptions, MemoryLimit
+from ..config import POLICY_NAMES, CacheOptions, MemoryLimit, check_either
 from ..planner.memory import gigabytes
 from .status import StatusLine
 
@@ -41,7 +41,7 @@ def command(
         int | None, typer.Option(min=1, help="Fix the slots per layer instead of the memory.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Which expert leaves first: lru, lfu or lcp.")
+        str, typer.Option(help=f"Which expert leaves first: {', '.join(POLICY_NAMES)}.")
     ] = CacheOptions.policy,
     chat_template: Annotated[
         bool, typer.Option(help="Put the prompt into the model's chat template.")
@@ -53,6 +53,7 @@ def command(
     """Answer one prompt, streamed; most experts may stay on disk."""
     limit = MemoryLimit.parse(memory)
     cache_options = CacheOptions(policy=policy, capacity=capacity)
+    check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False)
     text = sys.stdin.read() if prompt == "-" else prompt
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
@@ -96,7 +97,7 @@ def _summary(report: "GenerationReport") -> str:
         f"(whole process: {gigabytes(report.peak_rss_bytes)})",
     ]
     if report.slot_bytes:
-        share = report.slot_bytes / report.expert_bytes
+        share = report.capacity / report.experts_per_layer
         lines.append(
             f"experts: {report.capacity} of {report.experts_per_layer} per layer in memory "
             f"({share:.0%} of {gigabytes(report.expert_bytes)}), hit rate {report.hit_rate:.1%}, "

@@ -8,6 +8,8 @@ import typer
 from ..errors import ExpertReadError, MLXFlashError
 from . import doctor, generate
 
+_INTERRUPTED = 130  # how typer ends on Ctrl-C
+
 app = typer.Typer(
     name="mlx-flash",
     help="Run Mixture-of-Experts models larger than memory, exactly: experts stream from the SSD.",
@@ -24,10 +26,15 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are not for our users
     try:
         app()
+    except SystemExit as stop:
+        sys.exit(1 if stop.code == _INTERRUPTED else stop.code)
     except ExpertReadError as error:
         _fail(error, 1)
     except MLXFlashError as error:
         _fail(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(1)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -41,14 +40,19 @@ def find_model(name: str | Path | None) -> Path:
     """
     if name is None:
         return bundled_model()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = bool(str(name)) and path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or the home of an unknown user
+        raise ModelNotFoundError(f"{name} is no path: {error}") from error
+    if is_folder:
         return path
-    if path.exists():
+    if exists and str(name):
         raise ModelNotFoundError(f"{path} is a file: give the folder of an MLX checkpoint.")
     if not _REPOSITORY.fullmatch(str(name)):
         raise ModelNotFoundError(
-            f"{name} does not exist: give the folder of an MLX checkpoint or a Hub id (owner/name)."
+            f"{str(name) or 'an empty name'} does not exist: give the folder of an MLX checkpoint "
+            "or a Hub id (owner/name)."
         )
     return _download(str(name))
 
@@ -69,5 +73,5 @@ def _download(repository: str) -> Path:
         raise ModelNotFoundError(
             f"{repository} is not on this machine and the Hub cannot be reached."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
         raise ModelNotFoundError(f"cannot download {repository}: {error}") from error

@@ -7,10 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm import stream_generate
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..errors import PromptError
+from ..errors import OptionError, PromptError
 from ..streaming import adapter
+from ..streaming.adapter import TokenizerWrapper
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 from .backend import backend_name
@@ -28,9 +28,9 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise PromptError(f"cannot generate {self.max_tokens} tokens: ask for 1 or more.")
+            raise OptionError(f"cannot generate {self.max_tokens} tokens: ask for 1 or more.")
         if not self.temperature >= 0:
-            raise PromptError(f"a temperature of {self.temperature} is below 0.")
+            raise OptionError(f"a temperature of {self.temperature} is below 0.")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ def encode(tokenizer: TokenizerWrapper, prompt: str, options: GenerateOptions) -
     """Return the prompt's tokens.
 
     Raises:
-        PromptError: it is empty.
+        PromptError: it is empty, or not Unicode text.
     """
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise PromptError("the prompt is not valid text: give it in UTF-8.")
     tokens = adapter.encode_prompt(tokenizer, prompt, options.chat_template)
     if not prompt or not tokens:
         raise PromptError("the prompt is empty: give some text.")

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..config import DEFAULT_CONTEXT_TOKENS, CacheOptions, MemoryLimit, ReadOptions
+from ..config import (
+    DEFAULT_CONTEXT_TOKENS,
+    CacheOptions,
+    MemoryLimit,
+    ReadOptions,
+    check_either,
+)
+from ..errors import OptionError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout
-from ..planner.memory import MemoryPlan, limit_in_bytes, plan_memory
+from ..planner.memory import MemoryPlan, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
+from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import install, survey
 from .backend import model_memory
@@ -67,17 +74,24 @@ def load(
 
     `model` is a folder, a Hub id, or None for the bundled model. `memory` limits the whole
     footprint: bytes ("6GB", 6_000_000_000), a share of what the model would need resident
-    ("40%"), "all", or None for what the machine can spare. `capacity` fixes the slots per layer
-    instead. The plan sets memory aside for `context_tokens` tokens of KV cache in all.
+    ("40%"), "all", or None for what the machine can spare. `capacity` fixes the slots per layer;
+    give one of the two. The plan sets memory aside for `context_tokens` tokens of KV cache in
+    all, and for computing 2048 of them at once, which is mlx-lm's default: on the CPU that takes
+    more than a small model itself, so ask for no more context than you need. Caps the memory
+    that MLX keeps of freed buffers, for the whole process.
 
     Raises:
-        ModelNotFoundError, FormatError, UnsupportedModelError, MemoryPlanError.
+        ModelNotFoundError, FormatError, UnsupportedModelError, MemoryPlanError, OptionError.
     """
+    if context_tokens < 1:
+        raise OptionError(f"a context of {context_tokens} tokens holds nothing: give 1 or more.")
+    limit, cache_options = MemoryLimit.parse(memory), CacheOptions(policy=policy, capacity=capacity)
+    check_either(limit, cache_options)
     files = ModelFiles.open(model)
     loaded = load_model(
         files.checkpoint,
-        MemoryLimit.parse(memory),
-        CacheOptions(policy=policy, capacity=capacity),
+        limit,
+        cache_options,
         context_tokens=context_tokens,
         prefill_steps=PREFILL_STEPS[:1],
     )
@@ -104,8 +118,10 @@ def load_model(
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
     need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
-    limit_bytes = limit_in_bytes(limit, need, *model_memory())
-    plan = plan_memory(need, limit_bytes, cache_options.capacity)
+    if cache_options.capacity is None:
+        plan = plan_memory(need, limit_in_bytes(limit, need, *model_memory()))
+    else:
+        plan = plan_capacity(need, cache_options.capacity, model_memory().total_bytes)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
     if plan.capacity is not None:

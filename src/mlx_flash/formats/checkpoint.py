@@ -30,6 +30,10 @@ class Checkpoint:
             ModelNotFoundError: no such folder, no config.json, or no weights in it.
             FormatError: a file is truncated, unreadable, lies about its content, or is missing.
         """
+        if any(character in str(folder) for character in "*?["):
+            raise ModelNotFoundError(
+                f"{folder} has one of * ? [ in its path, which mlx-lm cannot load: rename it."
+            )
         if not folder.is_dir():
             raise ModelNotFoundError(f"{folder} is not a folder with a model.")
         if not (folder / "config.json").is_file():
@@ -56,11 +60,6 @@ class Checkpoint:
                     )
                 tensors[name] = entry
         return cls(folder, config, tensors)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors on disk."""
-        return sum(entry.nbytes for entry in self.tensors.values())
 
     @property
     def context_tokens(self) -> int | None:
@@ -92,7 +91,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}.", path) from error
     if not isinstance(value, dict):
         raise FormatError(f"{path} does not hold a JSON object.", path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnsupportedModelError
-from .safetensors import DTYPE_BYTES, TensorEntry
+from .safetensors import DTYPE_BYTES, FileStamp, TensorEntry
 
 SLOT_ALIGNMENT = 16 * 1024
 """Every tensor's slots start at a multiple of this: a page on every platform, for direct reads."""
@@ -34,6 +34,7 @@ class ExpertTensor:
     nbytes: int
     path: Path
     offset: int
+    stamp: FileStamp
 
     def span(self, expert: int) -> Span:
         """Return where this tensor of `expert` lies."""
@@ -59,9 +60,9 @@ class ExpertLayout:
         return SLOT_ALIGNMENT + sum(aligned(capacity * tensor.nbytes) for tensor in self.tensors)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """Every file that holds a part of this layer's experts."""
-        return tuple(dict.fromkeys(tensor.path for tensor in self.tensors))
+    def files(self) -> dict[Path, FileStamp]:
+        """Every file that holds a part of this layer's experts, as it was."""
+        return {tensor.path: tensor.stamp for tensor in self.tensors}
 
 
 def aligned(nbytes: int) -> int:
@@ -99,5 +100,7 @@ def stacked_layout(
             )
         num_experts = shape[0]
         nbytes = math.prod(shape[1:]) * DTYPE_BYTES[dtype]
-        found.append(ExpertTensor(name, dtype, shape[1:], nbytes, entry.path, entry.offset))
+        found.append(
+            ExpertTensor(name, dtype, shape[1:], nbytes, entry.path, entry.offset, entry.stamp)
+        )
     return ExpertLayout(layer, prefix, num_experts, tuple(found))

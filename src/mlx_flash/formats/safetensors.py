@@ -3,11 +3,12 @@
 import itertools
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import FormatError
 
@@ -35,6 +36,21 @@ DTYPE_BYTES: Mapping[str, int] = {
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
+class FileStamp(NamedTuple):
+    """What a file was when its header was read: another file, or another content, differs."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> "FileStamp":
+        """Return the stamp of an open file."""
+        status = os.fstat(descriptor)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` at the absolute `offset` of `path`, row-major."""
@@ -45,6 +61,7 @@ class TensorEntry:
     path: Path
     offset: int
     nbytes: int
+    stamp: FileStamp
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -55,8 +72,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             or names a size that its shape and dtype do not have.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            stamp = FileStamp.of(file.fileno())
+            size = stamp.size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise FormatError(f"{path} is too short to be a safetensors file.", path, 0)
@@ -73,13 +91,13 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", path) from error
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a header that is not JSON: {error}.", path, 8) from error
     if not isinstance(header, dict):
         raise FormatError(f"{path} has a header that is not a JSON object.", path, 8)
     data_start = 8 + header_bytes
     entries = {
-        name: _entry(name, value, path, data_start, size)
+        name: _entry(name, value, path, data_start, stamp)
         for name, value in header.items()
         if name != "__metadata__"
     }
@@ -87,7 +105,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _entry(name: str, value: Any, path: Path, data_start: int, size: int) -> TensorEntry:
+def _entry(name: str, value: Any, path: Path, data_start: int, stamp: FileStamp) -> TensorEntry:
     try:
         dtype = value["dtype"]
         shape = tuple(value["shape"])
@@ -98,10 +116,10 @@ def _entry(name: str, value: Any, path: Path, data_start: int, size: int) -> Ten
     numbers = (*shape, begin, end)
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise FormatError(f"{path} gives tensor {name!r} a negative or broken size.", path, 8)
-    if data_start + end > size:
+    if data_start + end > stamp.size:
         raise FormatError(
             f"{path} is truncated: tensor {name!r} ends at byte {data_start + end} "
-            f"of a file of {size} bytes; download it again.",
+            f"of a file of {stamp.size} bytes; download it again.",
             path,
             data_start + begin,
         )
@@ -112,7 +130,7 @@ def _entry(name: str, value: Any, path: Path, data_start: int, size: int) -> Ten
             path,
             data_start + begin,
         )
-    return TensorEntry(name, dtype, shape, path, data_start + begin, end - begin)
+    return TensorEntry(name, dtype, shape, path, data_start + begin, end - begin, stamp)
 
 
 def _check_no_overlap(entries: Mapping[str, TensorEntry], path: Path) -> None:

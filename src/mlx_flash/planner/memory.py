@@ -74,10 +74,10 @@ def limit_in_bytes(limit: MemoryLimit, need: ModelNeed, available: int, total: i
     Raises:
         MemoryPlanError: more than the machine has.
     """
-    if limit.share is not None:
-        return int(limit.share * need.full_bytes)
     if limit.everything:
         wanted = need.full_bytes
+    elif limit.share is not None:
+        wanted = int(limit.share * need.full_bytes)
     elif limit.num_bytes is not None:
         wanted = limit.num_bytes
     else:
@@ -95,20 +95,38 @@ def limit_in_bytes(limit: MemoryLimit, need: ModelNeed, available: int, total: i
     return wanted
 
 
-def plan_memory(need: ModelNeed, limit_bytes: int, capacity: int | None = None) -> MemoryPlan:
-    """Return the plan that uses most of the limit; `capacity` fixes the slots per layer instead.
+def plan_memory(need: ModelNeed, limit_bytes: int) -> MemoryPlan:
+    """Return the plan that uses most of the limit.
 
     Raises:
         MemoryPlanError: the limit cannot hold the model with one slot per layer.
     """
     if not need.layouts:
         return _resident_plan(need, limit_bytes, "the model has no experts to stream")
-    if capacity is None:
-        if need.full_bytes <= limit_bytes:
-            return _resident_plan(need, limit_bytes, "the whole model fits")
-        capacity = _largest_capacity(need, limit_bytes)
-    else:
-        limit_bytes = need.streamed_bytes(capacity)
+    if need.full_bytes <= limit_bytes:
+        return _resident_plan(need, limit_bytes, "the whole model fits")
+    return _streamed_plan(need, limit_bytes, _largest_capacity(need, limit_bytes))
+
+
+def plan_capacity(need: ModelNeed, capacity: int, total: int) -> MemoryPlan:
+    """Return the plan with a fixed number of slots per layer; its limit is what that takes.
+
+    Raises:
+        MemoryPlanError: it takes more than the `total` memory of the machine.
+    """
+    if not need.layouts:
+        return _resident_plan(need, need.full_bytes, "the model has no experts to stream")
+    needed = need.streamed_bytes(capacity)
+    if needed > total:
+        raise MemoryPlanError(
+            f"{capacity} slots per layer take {gigabytes(needed)} and this machine has "
+            f"{gigabytes(total)}: give fewer.",
+            needed,
+        )
+    return _streamed_plan(need, needed, capacity)
+
+
+def _streamed_plan(need: ModelNeed, limit_bytes: int, capacity: int) -> MemoryPlan:
     return MemoryPlan(
         limit_bytes,
         need.resident_bytes,

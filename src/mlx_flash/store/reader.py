@@ -1,8 +1,9 @@
 """Reads expert bytes from files straight into buffers, several reads in flight at once."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,28 +38,38 @@ class _Run:
         return sum(read.into.nbytes for read in self.reads)
 
 
-class ReadBatch:
-    """Reads in flight. The views must stay alive, and untouched, until `wait` returns."""
+class _Batch:
+    """Reads that belong together: after `close` no thread writes into their views any more."""
 
-    def __init__(self, futures: Sequence["Future[int]"]) -> None:
-        self._futures = futures
+    def __init__(self, read: Callable[[_Run], int]) -> None:
+        self._read = read
+        self._change = threading.Condition()
+        self._num_active = 0
+        self._closed = False
 
-    def wait(self) -> int:
-        """Block until every read has ended; return the bytes read.
-
-        Also when this raises, no thread touches the views any more.
-
-        Raises:
-            ExpertReadError: one of the reads failed, after its retries.
-        """
+    def run(self, runs: Sequence[_Run]) -> int:
+        """Do `runs` one after the other, none when the batch is closed; return the bytes read."""
+        with self._change:
+            if self._closed:
+                return 0
+            self._num_active += 1
         try:
-            wait(self._futures)
-        except BaseException:  # an interrupt: the views must be quiet before anyone reuses them
-            for future in self._futures:
-                future.cancel()
-            wait(self._futures)
-            raise
-        return sum(future.result() for future in self._futures)
+            return sum(self._read(run) for run in runs)
+        finally:
+            with self._change:
+                self._num_active -= 1
+                self._change.notify_all()
+
+    def close(self) -> None:
+        """Let no run start any more and wait for those that have, whatever interrupts."""
+        while True:
+            try:
+                with self._change:
+                    self._closed = True
+                    self._change.wait_for(lambda: self._num_active == 0)
+                return
+            except KeyboardInterrupt:
+                continue
 
 
 class ExpertReader:
@@ -73,11 +84,26 @@ class ExpertReader:
         self._preadv = preadv
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="expert-reader")
 
-    def submit(self, reads: Sequence[Read]) -> ReadBatch:
-        """Start all `reads` and return at once."""
+    def read(self, reads: Sequence[Read]) -> int:
+        """Do all `reads`, many at a time, and block until they are done; return the bytes read.
+
+        Also when this raises, no thread touches the views any more.
+
+        Raises:
+            ExpertReadError: one of the reads failed, after its retries.
+        """
         runs = coalesce(reads, self._options.split_bytes)
-        shares = _balance(runs, self._options.num_threads)
-        return ReadBatch([self._pool.submit(self._do, share) for share in shares])
+        batch = _Batch(self._read)
+        futures: list[Future[int]] = []
+        try:
+            for share in _balance(runs, self._options.num_threads):
+                futures.append(self._pool.submit(batch.run, share))
+            return sum(future.result() for future in futures)
+        except BaseException:
+            batch.close()
+            raise
+        finally:
+            futures.clear()  # an error's traceback would keep them, and they the error
 
     def close(self) -> None:
         """End the threads as soon as they are idle. Never waits; the files stay open.
@@ -86,9 +112,6 @@ class ExpertReader:
         holds the interpreter's locks: waiting for a thread would then be a deadlock.
         """
         self._pool.shutdown(wait=False)
-
-    def _do(self, runs: Sequence[_Run]) -> int:
-        return sum(self._read(run) for run in runs)
 
     def _read(self, run: _Run) -> int:
         """Read one run, again after a failure; return its bytes."""

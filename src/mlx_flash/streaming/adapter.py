@@ -19,11 +19,14 @@ from mlx_lm.models.switch_layers import (
     SwitchMLP,
 )
 from mlx_lm.sample_utils import make_sampler
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 
 from ..errors import UnsupportedModelError
 from ..kernels.reference import Quantization
+
+_ANYTHING = (Exception, SystemExit)
+"""What loading may raise: much code of others runs there, on files that nobody has checked."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,13 @@ def load_lazily(folder: Path) -> LazyModel:
 
     model: Module
     try:
-        model, _ = load_model(folder, lazy=True, get_model_classes=classes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        model, _ = load_model(
+            folder,
+            lazy=True,
+            get_model_classes=classes,
+            trust_remote_code=False,
+        )
+    except _ANYTHING as error:
         raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
     delattr(model, "sanitize")  # the recording one; the class has its own
     in_place = {name for name, array in parameters(model).items() if loaded.get(name) is array}
@@ -74,11 +82,11 @@ def check_supported(folder: Path) -> None:
     """
     try:
         _get_classes(load_config(folder))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _ANYTHING as error:
         raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Return the message of an error as one line."""
     return " ".join(str(error).split())
 
@@ -91,8 +99,10 @@ def open_tokenizer(folder: Path) -> TokenizerWrapper:
     """
     try:
         eos_tokens = load_config(folder).get("eos_token_id")
-        tokenizer: TokenizerWrapper = load_tokenizer(folder, eos_token_ids=eos_tokens)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        tokenizer: TokenizerWrapper = load_tokenizer(
+            folder, {"trust_remote_code": False}, eos_token_ids=eos_tokens
+        )
+    except _ANYTHING as error:
         raise UnsupportedModelError(
             f"cannot load a tokenizer from {folder}: {_line(error)}"
         ) from error

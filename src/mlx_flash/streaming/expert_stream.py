@@ -1,12 +1,12 @@
 """What stands behind a streamed model: its cache, slots, open files, reader threads, counters."""
 
+import threading
 import weakref
 from collections.abc import Sequence
 
 from ..cache.expert_cache import ExpertCache
 from ..cache.policies import POLICIES
 from ..config import CacheOptions, ReadOptions
-from ..errors import UnsupportedModelError
 from ..formats.layout import ExpertLayout
 from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader
@@ -31,13 +31,10 @@ class ExpertStream:
 
         Raises:
             FormatError: a file cannot be opened.
-            UnsupportedModelError: a type that cannot be streamed, or an unknown policy.
+            UnsupportedModelError: an expert is stored in a type that MLX has not.
         """
-        if cache_options.policy not in POLICIES:
-            raise UnsupportedModelError(
-                f"there is no policy {cache_options.policy!r}: take one of {', '.join(POLICIES)}."
-            )
         self.layouts = tuple(layouts)
+        self.lock = threading.Lock()
         self.counters = StreamCounters()
         self.cache = ExpertCache(
             [layout.num_experts for layout in layouts], capacities, POLICIES[cache_options.policy]
@@ -46,7 +43,7 @@ class ExpertStream:
             SlotPool(layout, capacity)
             for layout, capacity in zip(layouts, self.cache.capacities, strict=True)
         ]
-        files = CheckpointFiles(path for layout in layouts for path in layout.paths)
+        files = CheckpointFiles({p: s for layout in layouts for p, s in layout.files.items()})
         self.reader = ExpertReader(files, read_options)
         self.close = weakref.finalize(self, _release, self.reader, files)
 

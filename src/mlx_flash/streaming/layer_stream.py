@@ -1,21 +1,23 @@
 """One layer's stream: which experts a call asks for, their admission, their bytes, the result."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UnsupportedModelError
 from ..store.reader import Read
 from ..types import ExpertKey
 from .expert_stream import ExpertStream
 
 Switch = Callable[[mx.array, mx.array], mx.array]
 
-_EAGER_BYTES = 1024 * 1024  # results above this are computed at once, so that none is held back
-_MAX_UNSETTLED = 4
+HELD_RESULT_BYTES = 64 * 1024
+"""Each layer holds on to its last result up to this size, until its slots are written again."""
+
 _SORTED_FROM = 64  # pairs from which mlx-lm's switches sort; GPU kernels change below it
 
 
@@ -23,14 +25,14 @@ class LayerStream:
     """Makes the experts of one layer resident and runs its switch on their slots.
 
     Exact for every capacity: a call that asks for more experts than there are slots is split
-    into waves. Owned by the thread that runs the model.
+    into waves. Threads take turns.
     """
 
     def __init__(self, stream: ExpertStream, layer: int) -> None:
         self.stream = stream
         self._layout = stream.layouts[layer]
         self._pool = stream.pools[layer]
-        self._unsettled: list[mx.array] = []
+        self._running: mx.array | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
@@ -43,13 +45,20 @@ class LayerStream:
 
         Raises:
             ExpertReadError: an expert could not be read; it is not resident, the others are.
+            UnsupportedModelError: inside a gradient.
         """
         experts = np.asarray(indices)
+        if experts.size == 0:
+            return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
+        with self.stream.lock:
+            return self._run(switch, x, experts)
+
+    def _run(self, switch: Switch, x: mx.array, experts: npt.NDArray[Any]) -> mx.array:
         waves = self.stream.cache.waves(self._layout.layer, np.unique(experts).tolist())
         self.stream.counters.waves += len(waves)
         if len(waves) == 1:
-            self._make_resident(waves[0])
-            return self._keep(switch(x, mx.array(self._slots_of(experts, waves[0]))))
+            slots = self._make_resident(waves[0])
+            return self._hold(switch(x, mx.array(self._lookup(slots, experts))))
         return self._run_waves(switch, x, experts, waves)
 
     def _run_waves(
@@ -65,13 +74,14 @@ class LayerStream:
         pairs = experts.reshape(-1)
         results, positions = [], []
         for wave in waves:
-            self._make_resident(wave)
+            slots = self._make_resident(wave)
             inside = np.flatnonzero(np.isin(pairs, wave))
             rows = _at_least(inside, min(pairs.size, _SORTED_FROM))
             y = switch(
                 tokens[mx.array(rows // top_k)],
-                mx.array(self._slots_of(pairs[rows], wave)[:, None]),
+                mx.array(self._lookup(slots, pairs[rows])[:, None]),
             )
+            _start(y)
             mx.eval(y)  # before the next wave overwrites the slots
             results.append(y[: inside.size].squeeze(-2))
             positions.append(inside)
@@ -79,21 +89,21 @@ class LayerStream:
         y = mx.concatenate(results)[mx.array(order)]
         return y.reshape(*experts.shape, y.shape[-1])
 
-    def _slots_of(self, experts: npt.NDArray[Any], wave: Sequence[int]) -> npt.NDArray[np.uint32]:
-        """Return the slot of each expert, all of them residents of the wave."""
-        residents = self.stream.cache.residents(self._layout.layer)
+    def _lookup(
+        self, slots: Mapping[int, int], experts: npt.NDArray[Any]
+    ) -> npt.NDArray[np.uint32]:
+        """Return the slot of each of `experts`, all of them keys of `slots`."""
         table = np.zeros(self._layout.num_experts, np.uint32)
-        for expert in wave:
-            table[expert] = residents[expert]
-        slots: npt.NDArray[np.uint32] = table[experts]
-        return slots
+        table[list(slots)] = list(slots.values())
+        found: npt.NDArray[np.uint32] = table[experts]
+        return found
 
-    def _make_resident(self, experts: Sequence[int]) -> None:
-        """Read those of `experts` that are not resident into their slots."""
+    def _make_resident(self, experts: Sequence[int]) -> dict[int, int]:
+        """Read those of `experts` that are not resident; return the slot of each."""
         layer = self._layout.layer
         with self.stream.cache.admit(layer, experts) as admission:
             if admission.misses:
-                self._settle()
+                self._finish()
                 start = time.perf_counter()
                 reads = [
                     Read(ExpertKey(layer, expert), span.path, span.offset, into)
@@ -101,25 +111,42 @@ class LayerStream:
                     for tensor in self._layout.tensors
                     for span, into in [(tensor.span(expert), self._pool.view(tensor.name, slot))]
                 ]
-                self.stream.counters.bytes_read += self.stream.reader.submit(reads).wait()
+                self.stream.counters.bytes_read += self.stream.reader.read(reads)
                 self.stream.counters.stall_s += time.perf_counter() - start
         self.stream.counters.asks += len(experts)
         self.stream.counters.hits += len(admission.hits)
+        return admission.hits | admission.misses
 
-    def _keep(self, y: mx.array) -> mx.array:
-        """Note that `y`, not computed yet, reads this layer's slots; compute it now if large."""
-        if y.nbytes > _EAGER_BYTES:
+    def _hold(self, y: mx.array) -> mx.array:
+        """Start computing `y`, which reads this layer's slots; wait for it only if it is large."""
+        self._finish()
+        _start(y)
+        if y.nbytes > HELD_RESULT_BYTES:
             mx.eval(y)
-            return y
-        if len(self._unsettled) >= _MAX_UNSETTLED:
-            self._settle()
-        self._unsettled.append(y)
+        else:
+            self._running = y
         return y
 
-    def _settle(self) -> None:
-        """Finish every computation that still reads this layer's slots."""
-        mx.eval(self._unsettled)
-        self._unsettled.clear()
+    def _finish(self) -> None:
+        """Wait for the computation that may still read this layer's slots."""
+        if self._running is not None:
+            mx.eval(self._running)
+            self._running = None
+
+
+def _start(y: mx.array) -> None:
+    """Start computing `y`.
+
+    Raises:
+        UnsupportedModelError: inside a gradient, whose backward pass would find other experts
+            in the slots.
+    """
+    try:
+        mx.async_eval(y)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            "a streamed model cannot be trained: load it with memory for all its experts."
+        ) from error
 
 
 def _at_least(pairs: npt.NDArray[Any], num_pairs: int) -> npt.NDArray[Any]:

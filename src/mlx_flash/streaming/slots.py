@@ -1,12 +1,13 @@
 """Slot memory: one aligned slab of MLX memory per layer, seen as arrays and as bytes."""
 
+import ctypes
+import math
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import UnsupportedModelError
-from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, aligned
+from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor, aligned
 
 DTYPES: dict[str, mx.Dtype] = {
     "U8": mx.uint8,
@@ -20,6 +21,9 @@ DTYPES: dict[str, mx.Dtype] = {
     "F32": mx.float32,
 }
 """The MLX type of each safetensors type that an expert may be stored in."""
+
+
+_WORD_BYTES = 8  # a slab is made of words, because an axis of MLX holds less than 2^31 elements
 
 
 class SlotPool:
@@ -40,7 +44,7 @@ class SlotPool:
         self._bytes: dict[str, memoryview] = {}
         self.arrays: dict[str, mx.array] = {}
         self.num_bytes = layout.slab_bytes(capacity)
-        slab = mx.zeros((self.num_bytes,), dtype=mx.uint8)
+        slab = mx.zeros((self.num_bytes // _WORD_BYTES,), dtype=mx.uint64)
         mx.eval(slab)
         start = -_address(slab) % SLOT_ALIGNMENT
         for tensor in layout.tensors:
@@ -48,12 +52,14 @@ class SlotPool:
                 raise UnsupportedModelError(
                     f"{layout.prefix}.{tensor.name} is stored as {tensor.dtype}, which MLX has not."
                 )
-            part = slab[start : start + capacity * tensor.nbytes]
-            stack = part.view(DTYPES[tensor.dtype]).reshape(capacity, *tensor.shape)
-            mx.eval(part, stack)
-            self._bytes[tensor.name] = memoryview(part)  # type: ignore[arg-type]
+            nbytes = aligned(capacity * tensor.nbytes)
+            words = slab[start // _WORD_BYTES : (start + nbytes) // _WORD_BYTES]
+            stack = _stack(words, tensor, capacity)
+            mx.eval(words, stack)
+            assert _address(stack) == _address(words), "MLX copied slots instead of sharing them"
+            self._bytes[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
             self.arrays[tensor.name] = stack
-            start += aligned(capacity * tensor.nbytes)
+            start += nbytes
 
     def view(self, name: str, slot: int) -> memoryview:
         """Return the writable bytes of one tensor of one slot."""
@@ -65,8 +71,20 @@ class SlotPool:
         return self
 
 
+def _stack(words: mx.array, tensor: ExpertTensor, capacity: int) -> mx.array:
+    """Return the first bytes of `words` as a stack of `capacity` tensors, sharing memory.
+
+    Widths are split off before the type changes: an axis of MLX holds less than 2^31 elements.
+    """
+    dtype, shape = DTYPES[tensor.dtype], (capacity, *tensor.shape)
+    if tensor.nbytes % _WORD_BYTES == 0:
+        per_slot = tensor.nbytes // _WORD_BYTES
+        return words[: capacity * per_slot].reshape(capacity, per_slot).view(dtype).reshape(shape)
+    return words.view(dtype)[: math.prod(shape)].reshape(shape)
+
+
 def _address(array: mx.array) -> int:
-    return int(np.frombuffer(memoryview(array), np.uint8).ctypes.data)  # type: ignore[arg-type]
+    return ctypes.addressof(ctypes.c_char.from_buffer(memoryview(array)))  # type: ignore[arg-type]
 
 
 def type_name(dtype: mx.Dtype) -> str:

@@ -53,6 +53,7 @@ class StreamedSwitch(Module):
 
         Raises:
             ExpertReadError: an expert could not be read.
+            UnsupportedModelError: inside a gradient.
         """
         return self.layer_stream.run(self._switch, x, indices)
 

@@ -35,7 +35,7 @@ def _cgroup_memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
     for line in lines:
         _, controllers, own = line.split(":", 2)
         if controllers == "":
-            base, names = root, ("memory.max", "memory.current", "inactive_file")
+            base, names = root, ("memory.high", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             base = root / "memory"
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -57,17 +57,26 @@ def _read_cgroup(
     folder: Path, limit_name: str, usage_name: str, reclaimable: str
 ) -> tuple[int, int] | None:
     """Return (limit, unreclaimable use) of one cgroup in bytes, or None when it has no limit."""
+    limits = [_number(folder / name) for name in {limit_name, "memory.max"}]
+    usage = _number(folder / usage_name)
+    limit = min((number for number in limits if number is not None), default=None)
+    if limit is None or limit >= 1 << 60 or usage is None:
+        return None
     try:
-        limit = (folder / limit_name).read_text().strip()
-        usage = int((folder / usage_name).read_text())
-        stat = dict(
-            line.split()[:2] for line in (folder / "memory.stat").read_text().splitlines() if line
-        )
-    except (OSError, ValueError):
+        stat = (folder / "memory.stat").read_text()
+    except OSError:
+        stat = ""
+    found = [line.split()[1] for line in stat.splitlines() if line.startswith(f"{reclaimable} ")]
+    return limit, max(0, usage - (int(found[0]) if found and found[0].isdigit() else 0))
+
+
+def _number(file: Path) -> int | None:
+    """Return the number in a file, or None when there is none ("max", no file)."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
         return None
-    if not limit.isdigit() or int(limit) >= 1 << 60:
-        return None
-    return int(limit), max(0, usage - int(stat.get(reclaimable, 0)))
+    return int(text) if text.isdigit() else None
 
 
 def rss_bytes() -> int:
