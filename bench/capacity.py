@@ -59,11 +59,12 @@ def main(
 ) -> None:
     """Measure and print."""
     files = ModelFiles.open(model)
-    experts = files.checkpoint.config["num_experts"]
+    experts = measure(files, 1, 1, temperature)[0].experts_per_layer
     table = Table("capacity", "tokens/s", "hit rate (decode)", "read per token", "waited")
     rows = []
     for share in SHARES:
-        reports = measure(files, max(1, round(share * experts)), max_tokens, temperature)
+        capacity = max(1, round(share * experts))
+        reports = measure(files, capacity, max_tokens, temperature)
         tokens = sum(report.generation_tokens - 1 for report in reports)
         read = sum(r.decode_bytes_per_token * (r.generation_tokens - 1) for r in reports)
         row = {

@@ -17,6 +17,8 @@ V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 def main() -> None:
     """Run the command that the arguments hold; exit as it does."""
     limit, command = MemoryLimit.parse(sys.argv[1]).num_bytes, sys.argv[2:]
+    if limit is None:
+        sys.exit("give the limit in bytes, such as 1500MB")
     first = V1.is_dir()
     group = (V1 if first else V2) / f"mlx-flash-{os.getpid()}"
     limit_file = "memory.limit_in_bytes" if first else "memory.max"
@@ -32,7 +34,7 @@ def main() -> None:
         peak = int((group / peak_file).read_text())
         sys.stderr.write(
             f"exit code {result.returncode}; the group took {gigabytes(peak)} at most, its page "
-            f"cache included, of {gigabytes(limit or 0)}\n"
+            f"cache included, of {gigabytes(limit)}\n"
         )
     finally:
         group.rmdir()

@@ -109,7 +109,7 @@ def test_batch_generate_runs_unchanged(device: str) -> None:
     assert len(ours.texts) == len(prompts)
 
 
-@pytest.mark.parametrize(("limit", "repeats"), [("40%", 1), ("60%", 1), ("50%", 60)])
+@pytest.mark.parametrize(("limit", "repeats"), [("40%", 1), ("97%", 1), ("50%", 60)])
 def test_memory_stays_under_the_limit_from_load_to_the_last_token(limit: str, repeats: int) -> None:
     command = [sys.executable, "-c", MEASURE_MEMORY, limit, str(repeats)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from ..formats.checkpoint import Checkpoint
 from ..planner.memory import ModelNeed, staging_bytes
 from ..streaming import adapter
 from ..streaming.install import SwitchSite
+from ..streaming.layer_stream import HELD_RESULT_BYTES
 from ..streaming.switch import ShapeOnlySwitch
 from .backend import computes_on_cpu
 
@@ -50,7 +51,8 @@ def measure_need(
         staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
         if staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts)):
             break
-    working = kv_bytes + staging + freed_buffers_bytes(resident + experts)
+    held = len(sites) * HELD_RESULT_BYTES
+    working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
     layouts = tuple(site.layout for site in sites)
     return ModelNeed(resident, experts, working, layouts), step
 

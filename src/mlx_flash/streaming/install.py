@@ -86,12 +86,14 @@ def stream_experts(
     """Make a lazily loaded model stream its experts from `checkpoint`; change it in place.
 
     `capacity` is the number of slots per layer. The experts' arrays in the model must not have
-    been evaluated: they are dropped. The checkpoint must hold them under the model's own names.
+    been evaluated: they are dropped. The checkpoint must hold them under the model's own names,
+    as they are: whether your loader changed them on the way is not checked here, as `load` does.
+    Nor does this cast activations or cap the memory that MLX keeps of freed buffers.
 
     Raises:
         ModelNotFoundError, FormatError: the folder is no sound checkpoint.
         UnsupportedModelError: no experts, or experts that cannot be addressed in place.
-        MemoryPlanError: a capacity below 1.
+        OptionError: a capacity below 1, an unknown policy.
     """
     options = CacheOptions(policy=policy, capacity=capacity)
     sites = survey(model, Checkpoint.open(Path(checkpoint)))
