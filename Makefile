@@ -1,6 +1,7 @@
 # Everything runs in .venv, which each target sets up when it is missing or out of date.
 PYTHON ?= python3
-EXTRA := $(if $(filter Linux,$(shell uname -s)),cpu,)
+# what computes: Metal needs no extra; on Linux CUDA where there is an NVIDIA GPU, else the CPU
+EXTRA := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),cuda,cpu),)
 VENV := .venv
 BIN := $(VENV)/bin
 comma := ,

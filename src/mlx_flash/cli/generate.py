@@ -55,7 +55,9 @@ def command(
     cache_options = CacheOptions(policy=policy, capacity=capacity)
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = prompt
+    if prompt == "-":
+        text = sys.stdin.read() if sys.stdin else ""
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
         from ..engine.generate import GenerateOptions, encode, generate, room_for
         from ..engine.load import ModelFiles, load_model

@@ -2,21 +2,42 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError
 from . import doctor, generate
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
+
+def _print_version(wanted: bool) -> None:
+    """Print the version and end, when it is wanted."""
+    if wanted:
+        sys.stdout.write(f"mlx-flash {__version__}\n")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="mlx-flash",
-    help="Run Mixture-of-Experts models larger than memory, exactly: experts stream from the SSD.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=False)
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Run Mixture-of-Experts models larger than memory, exactly: experts stream from the SSD."""
+
+
 app.command("generate")(generate.command)
 app.command("doctor")(doctor.command)
 
@@ -32,8 +53,10 @@ def run() -> None:
         _fail(error, 1)
     except MLXFlashError as error:
         _fail(error, 2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+    except OSError as error:  # of standard output: every other is translated where it is met
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"mlx-flash: cannot write the answer: {error.strerror or error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(1)

@@ -1,5 +1,6 @@
 """Generates text from a prompt and reports what it took."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,8 +30,10 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise OptionError(f"cannot generate {self.max_tokens} tokens: ask for 1 or more.")
-        if not self.temperature >= 0:
-            raise OptionError(f"a temperature of {self.temperature} is below 0.")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise OptionError(f"a temperature of {self.temperature} is below 0 or no number.")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise OptionError(f"a seed of {self.seed} is below 0 or above 2^64 - 1.")
 
 
 @dataclass(frozen=True)

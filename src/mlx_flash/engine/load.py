@@ -14,10 +14,10 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from ..errors import OptionError
+from ..errors import MemoryPlanError, OptionError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout
-from ..planner.memory import MemoryPlan, limit_in_bytes, plan_capacity, plan_memory
+from ..planner.memory import MemoryPlan, ModelNeed, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
@@ -117,11 +117,9 @@ def load_model(
     context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
-    need, step = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
-    if cache_options.capacity is None:
-        plan = plan_memory(need, limit_in_bytes(limit, need, *model_memory()))
-    else:
-        plan = plan_capacity(need, cache_options.capacity, model_memory().total_bytes)
+    needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
+    plan, step = _plan(needs, limit, cache_options.capacity)
+    need = needs[0][1]
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
     if plan.capacity is not None:
@@ -132,3 +130,19 @@ def load_model(
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
     return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step)
+
+
+def _plan(
+    needs: Sequence[tuple[int, ModelNeed]], limit: MemoryLimit, capacity: int | None
+) -> tuple[MemoryPlan, int]:
+    """Return the plan with the largest prefill step that works, and that step."""
+    memory = model_memory()
+    limit_bytes = limit_in_bytes(limit, needs[0][1], *memory)
+    for step, need in needs:
+        try:
+            if capacity is None:
+                return plan_memory(need, limit_bytes), step
+            return plan_capacity(need, capacity, memory.total_bytes), step
+        except MemoryPlanError as error:
+            refusal = error
+    raise refusal

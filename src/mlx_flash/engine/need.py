@@ -33,11 +33,11 @@ def measure_need(
     checkpoint: Checkpoint,
     context_tokens: int,
     prefill_steps: Sequence[int],
-) -> tuple[ModelNeed, int]:
-    """Return what the model needs, and the prefill step its staging is counted for.
+) -> list[tuple[int, ModelNeed]]:
+    """Return prefill steps with what the model needs to compute so many tokens at once.
 
-    The step is the largest of `prefill_steps` (descending) whose staging is small beside the
-    weights, or the last of them. Reads no weight: a forward pass is built for its shapes, and
+    The first is the largest of `prefill_steps` (descending) whose staging is small beside the
+    weights; smaller ones follow. Reads no weight: a forward pass is built for its shapes, and
     never evaluated.
     """
     with _shapes_only(model, sites) as stand_ins:
@@ -47,14 +47,16 @@ def measure_need(
     experts = sum(_resident_expert_bytes(site) for site in sites)
     widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
     heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
-    for step in (min(step, context_tokens) for step in prefill_steps):
-        staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
-        if staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts)):
-            break
     held = len(sites) * HELD_RESULT_BYTES
-    working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
     layouts = tuple(site.layout for site in sites)
-    return ModelNeed(resident, experts, working, layouts), step
+    needs = []
+    for step in dict.fromkeys(min(step, context_tokens) for step in prefill_steps):
+        staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
+        working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
+        small = staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts))
+        needs.append((step, small, ModelNeed(resident, experts, working, layouts)))
+    first = next((number for number, (_, small, _) in enumerate(needs) if small), len(needs) - 1)
+    return [(step, need) for step, _, need in needs[first:]]
 
 
 def freed_buffers_bytes(weight_bytes: int) -> int:

@@ -25,6 +25,8 @@ from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 from ..errors import UnsupportedModelError
 from ..kernels.reference import Quantization
 
+_GREEDY_BELOW = 1e-4
+
 _ANYTHING = (Exception, SystemExit)
 """What loading may raise: much code of others runs there, on files that nobody has checked."""
 
@@ -110,17 +112,29 @@ def open_tokenizer(folder: Path) -> TokenizerWrapper:
 
 
 def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -> list[int]:
-    """Return the tokens of a prompt, as a user's turn of a chat when the model has a template."""
+    """Return the tokens of a prompt, as a user's turn of a chat when the model has a template.
+
+    Raises:
+        UnsupportedModelError: the template cannot be used.
+    """
     if chat_template and tokenizer.has_chat_template:
         turn = [{"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered = tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True
+            )
+        except _ANYTHING as error:
+            raise UnsupportedModelError(
+                f"the model's chat template is broken: {_line(error)}"
+            ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))
     return list(tokenizer.encode(text))
 
 
 def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
     """Return a function that draws tokens from log-probabilities; 0 takes the likeliest."""
-    drawn: Callable[[mx.array], mx.array] = make_sampler(temp=temperature)
+    greedy = temperature < _GREEDY_BELOW  # where dividing by it leaves the range of float32
+    drawn: Callable[[mx.array], mx.array] = make_sampler(temp=0.0 if greedy else temperature)
     return drawn
 
 
@@ -191,7 +205,13 @@ def cache_bytes(model: Module, num_tokens: int) -> int:
     """Return the bytes of prompt cache that `num_tokens` tokens take. Computes shapes only.
 
     The model's switches must be `ShapeOnlySwitch`: a forward pass is built, and never evaluated.
+
+    Raises:
+        UnsupportedModelError: the config makes a model that cannot run.
     """
-    cache = make_prompt_cache(model)
-    model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
+    try:
+        cache = make_prompt_cache(model)
+        model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
+    except _ANYTHING as error:
+        raise UnsupportedModelError(f"mlx-lm cannot run this model: {_line(error)}") from error
     return sum(int(entry.nbytes) for entry in cache)
