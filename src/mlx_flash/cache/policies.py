@@ -68,21 +68,12 @@ class LFU:
         )
 
 
-class LCP:
+class LCP(LFU):
     """Evicts the lowest `uses * 0.25 ** (age / 128)`, age in admissions since the last use.
 
     The "least critical priority" of mlx-moe and the first MLX-Flash; as there, an evicted
     expert starts again from zero uses.
     """
-
-    def __init__(self) -> None:
-        self._uses: dict[int, int] = {}
-        self._last_use: dict[int, int] = {}
-
-    def used(self, expert: int, now: int) -> None:
-        """Count the use."""
-        self._uses[expert] = self._uses.get(expert, 0) + 1
-        self._last_use[expert] = now
 
     def evicted(self, expert: int) -> None:
         """Forget the expert."""

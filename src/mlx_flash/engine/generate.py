@@ -157,7 +157,6 @@ def generate(
     except KeyboardInterrupt:
         pass
     total, decode = counters.since(before), counters.since(after_prompt)
-    experts_per_layer = max((layout.num_experts for layout in loaded.layouts), default=0)
     return GenerationReport(
         text=text,
         tokens=tokens,
@@ -172,14 +171,23 @@ def generate(
         expert_bytes_read=total.bytes_read,
         decode_bytes_per_token=decode.bytes_read / max(1, len(tokens) - 1),
         stall_s=total.stall_s,
-        memory_limit_bytes=loaded.plan.limit_bytes,
-        resident_bytes=loaded.plan.resident_bytes,
-        slot_bytes=loaded.plan.slot_bytes,
-        expert_bytes=sum(layout.num_experts * layout.expert_bytes for layout in loaded.layouts),
-        capacity=experts_per_layer if loaded.plan.capacity is None else loaded.plan.capacity,
-        experts_per_layer=experts_per_layer,
-        peak_model_bytes=int(mx.get_peak_memory()),
-        peak_rss_bytes=machine.peak_rss_bytes(),
+        **_memory_fields(loaded),
         backend=backend_name(),
         lossy=[],
     )
+
+
+def _memory_fields(loaded: LoadedModel) -> dict[str, int]:
+    """Return the fields of a report that say what memory was planned and taken."""
+    plan, layouts = loaded.plan, loaded.layouts
+    experts_per_layer = max((layout.num_experts for layout in layouts), default=0)
+    return {
+        "memory_limit_bytes": plan.limit_bytes,
+        "resident_bytes": plan.resident_bytes,
+        "slot_bytes": plan.slot_bytes,
+        "expert_bytes": sum(layout.num_experts * layout.expert_bytes for layout in layouts),
+        "capacity": experts_per_layer if plan.capacity is None else plan.capacity,
+        "experts_per_layer": experts_per_layer,
+        "peak_model_bytes": int(mx.get_peak_memory()),
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+    }
