@@ -12,6 +12,11 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.load import LoadedModel, load_model
 from mlx_flash.formats.checkpoint import Checkpoint
+from mlx_flash.streaming import adapter
+
+DOWN = ("down_proj.weight", "fc2.weight")  # the matrices that lead back to the model's width
+ONLY_EXPERTS = "plain mlx-lm gives other logits each time; the experts alone were compared"
+"""Why a test on a GPU skips: some of MLX's CUDA kernels for float32 do not repeat themselves."""
 
 
 def resident(folder: Path) -> Any:
@@ -59,3 +64,21 @@ def differing(ours: Iterable[mx.array], theirs: Iterable[mx.array]) -> list[int]
     """Return the positions at which any bit of two runs of logits differs."""
     pairs = enumerate(zip(ours, theirs, strict=True))
     return [step for step, (a, b) in pairs if not mx.array_equal(a, b).item()]
+
+
+def differing_switches(ours: Any, theirs: Any) -> list[tuple[str, int]]:
+    """Return (path, tokens) of each switch whose results differ in any bit for random inputs."""
+    twins = dict(ours.named_modules())
+    rng = np.random.default_rng(0)
+    found = []
+    for path, switch in adapter.find_switches(theirs):
+        weight = next(iter(adapter.projections(switch).values())).weight
+        layout = twins[path].layer_stream._layout
+        width = next(t.shape[0] for t in layout.tensors if t.name in DOWN)
+        for num_tokens in (1, 2, 5, 40, 300):
+            x = mx.array(rng.standard_normal((1, num_tokens, width)), mx.float32)
+            picked = [rng.permutation(weight.shape[0])[:3] for _ in range(num_tokens)]
+            indices = mx.array(np.stack(picked)[None].astype(np.uint32))
+            if not mx.array_equal(switch(x, indices), twins[path](x, indices)).item():
+                found.append((path, num_tokens))
+    return found
