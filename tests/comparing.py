@@ -9,7 +9,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
-from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.config import CacheOptions, KernelOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.load import LoadedModel, load_model
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.streaming import adapter
@@ -19,8 +19,13 @@ ONLY_EXPERTS = "plain mlx-lm gives other logits each time; the experts alone wer
 """Why a test on a GPU skips: some of MLX's CUDA kernels for float32 do not repeat themselves."""
 
 
-def resident(folder: Path) -> Any:
-    """Return the model as plain mlx-lm loads it; in float32 on the CPU, as MLX-Flash computes."""
+def resident(folder: Path, device: str = "cpu") -> Any:
+    """Return the model with every expert in memory: the one that streaming must equal.
+
+    That is plain mlx-lm, in float32 on the CPU; on `kernels` it is our own.
+    """
+    if device == "kernels":
+        return opened(folder, CacheOptions(), MemoryLimit(everything=True), device).model
     model, _ = mlx_lm_load_model(folder, lazy=True)
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
@@ -29,14 +34,31 @@ def resident(folder: Path) -> Any:
 
 
 def streamed(
-    folder: Path, capacity: int, policy: str = "lru", reads: ReadOptions | None = None
+    folder: Path,
+    capacity: int,
+    policy: str = "lru",
+    device: str = "cpu",
+    reads: ReadOptions | None = None,
+) -> LoadedModel:
+    """Return the model with `capacity` slots per layer; `device` is that of the fixture."""
+    options = CacheOptions(capacity=capacity, policy=policy)
+    return opened(folder, options, MemoryLimit(), device, reads)
+
+
+def opened(
+    folder: Path,
+    options: CacheOptions,
+    limit: MemoryLimit,
+    device: str,
+    reads: ReadOptions | None = None,
 ) -> LoadedModel:
     return load_model(
         Checkpoint.open(folder),
-        MemoryLimit(),
-        CacheOptions(capacity=capacity, policy=policy),
+        limit,
+        options,
         context_tokens=512,
         read_options=reads,
+        kernel_options=KernelOptions(kernels="cpu" if device == "kernels" else "reference"),
     )
 
 

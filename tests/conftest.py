@@ -43,11 +43,11 @@ def costly_to_share(item: pytest.Function) -> str:
     )
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "kernels", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test on each of MLX's devices that the machine has."""
+    """Run the test on each of MLX's devices that the machine has, and on our CPU kernels."""
     before = mx.default_device()
-    mx.set_default_device(mx.Device(getattr(mx, request.param)))
+    mx.set_default_device(mx.Device(mx.gpu if request.param == "gpu" else mx.cpu))
     yield request.param
     mx.set_default_device(before)
 

@@ -22,6 +22,7 @@ HELD_OUT = Path(__file__).parent / "data" / "heldout"
 DOMAINS = ("coding", "writing", "math", "chat")
 NUM_EXPERTS, TOP_K = 48, 4
 CAPACITIES = (1, TOP_K, TOP_K + 1, NUM_EXPERTS // 2, NUM_EXPERTS)
+KERNELS = {"cpu": "reference", "kernels": "cpu", "gpu": "reference"}
 MEASURE_MEMORY = """
 import json, sys, mlx.core as mx
 from mlx_flash.config import CacheOptions, MemoryLimit
@@ -81,8 +82,8 @@ def test_streamed_logits_equal_resident_logits(
         return [*run_logits(model, short, 32), *run_logits(model, long, 1)]
 
     if device not in runs:
-        runs[device] = run(resident(bundled_model()))
-    ours = streamed(bundled_model(), capacity, policy)
+        runs[device] = run(resident(bundled_model(), device))
+    ours = streamed(bundled_model(), capacity, policy, device)
     assert differing(run(ours.model), runs[device]) == []
     assert ours.stream is not None
     ours.stream.cache.check_integrity()
@@ -92,17 +93,17 @@ def test_streamed_logits_equal_resident_logits(
 def test_greedy_tokens_are_those_of_mlx_lm(domain: str, device: str) -> None:
     prompt = held_out_tokens(domain, 30)[0].tolist()
     assert isinstance(prompt, list)
-    model, tokenizer = load(capacity=7)
+    model, tokenizer = load(capacity=7, kernels=KERNELS[device])
     assert find_stream(model) is not None
-    ours = mlx_lm_generate(model, tokenizer, prompt, max_tokens=64)
-    theirs = mlx_lm_generate(resident(bundled_model()), tokenizer, prompt, max_tokens=64)
+    ours = mlx_lm_generate(model, tokenizer, prompt, max_tokens=200)
+    theirs = mlx_lm_generate(resident(bundled_model()), tokenizer, prompt, max_tokens=200)
     assert ours == theirs
     assert ours
 
 
 def test_batch_generate_runs_unchanged(device: str) -> None:
     prompts = [held_out_tokens(domain, 12)[0].tolist() for domain in DOMAINS]
-    model, tokenizer = load(capacity=7)
+    model, tokenizer = load(capacity=7, kernels=KERNELS[device])
     ours = batch_generate(model, tokenizer, prompts, max_tokens=12)
     theirs = batch_generate(resident(bundled_model()), tokenizer, prompts, max_tokens=12)
     assert ours.texts == theirs.texts

@@ -8,6 +8,9 @@ from .errors import MemoryPlanError, OptionError
 POLICY_NAMES = ("lru", "lfu", "lcp")
 """The eviction policies that there are."""
 
+KERNEL_NAMES = ("reference", "cpu")
+"""The kernels that there are: MLX's operations, and ours for the CPU."""
+
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}B": factor for unit, factor in _UNITS.items() if unit not in ("", "B")}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
@@ -106,6 +109,23 @@ class ReadOptions:
             raise OptionError(
                 f"{self} cannot read: give 1 thread or more, 4096 bytes or more to split above, "
                 "and 0 retries or more."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions:
+    """What computes matrix products: one of KERNEL_NAMES; None takes the best for the device.
+
+    Raises:
+        OptionError: there are no kernels of that name.
+    """
+
+    kernels: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kernels is not None and self.kernels not in KERNEL_NAMES:
+            raise OptionError(
+                f"there are no kernels {self.kernels!r}: take one of {', '.join(KERNEL_NAMES)}."
             )
 
 

@@ -3,12 +3,21 @@
 import contextlib
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.status import Status
 
-from ..config import POLICY_NAMES, CacheOptions, MemoryLimit, check_either
+from ..config import (
+    KERNEL_NAMES,
+    POLICY_NAMES,
+    CacheOptions,
+    KernelOptions,
+    MemoryLimit,
+    check_either,
+)
 from ..planner.memory import gigabytes
 from .status import StatusLine
 
@@ -43,6 +52,12 @@ def command(
     policy: Annotated[
         str, typer.Option(help=f"Which expert leaves first: {', '.join(POLICY_NAMES)}.")
     ] = CacheOptions.policy,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What computes: {' or '.join(KERNEL_NAMES)}. Default: the best for the device."
+        ),
+    ] = None,
     chat_template: Annotated[
         bool, typer.Option(help="Put the prompt into the model's chat template.")
     ] = True,
@@ -53,12 +68,14 @@ def command(
     """Answer one prompt, streamed; most experts may stay on disk."""
     limit = MemoryLimit.parse(memory)
     cache_options = CacheOptions(policy=policy, capacity=capacity)
+    kernel_options = KernelOptions(kernels=kernels)
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False)
     text = prompt
     if prompt == "-":
         text = sys.stdin.read() if sys.stdin else ""
-    with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
+    loading = notes.status("loading the model") if notes.is_terminal else None
+    with loading or contextlib.nullcontext():
         from ..engine.generate import GenerateOptions, encode, generate, room_for
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
@@ -75,7 +92,11 @@ def command(
             cache_options,
             context_tokens=len(tokens) + room,
             prefill_steps=steps_for(len(tokens)),
+            kernel_options=kernel_options,
+            on_compile=partial(_show_compiling, loading),
         )
+    if loaded.kernels.why:
+        notes.print(loaded.kernels.why)
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
     with StatusLine(enabled=not as_json) as status:
@@ -88,12 +109,18 @@ def command(
         raise typer.Exit(1)
 
 
+def _show_compiling(status: Status | None, number: int, of: int) -> None:
+    """Say which kernel is being compiled, on a terminal."""
+    if status is not None:
+        status.update(f"preparing CPU kernels, {number} of {of} (compiled once per machine)")
+
+
 def _summary(report: "GenerationReport") -> str:
     """Return the closing lines for people."""
     lines = [
         f"{report.generation_tokens} tokens at {report.generation_tps:.1f} tokens/s "
         f"(prompt: {report.prompt_tokens} tokens, first token after {report.ttft_s:.2f} s, "
-        f"{report.backend})",
+        f"{report.backend}, {report.kernels} kernels)",
         f"memory: {gigabytes(report.peak_model_bytes)} used of "
         f"{gigabytes(report.memory_limit_bytes)} allowed "
         f"(whole process: {gigabytes(report.peak_rss_bytes)})",

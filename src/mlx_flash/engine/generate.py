@@ -77,6 +77,7 @@ class GenerationReport:
     peak_model_bytes: int
     peak_rss_bytes: int
     backend: str
+    kernels: str
     lossy: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def generate(
         stall_s=total.stall_s,
         **_memory_fields(loaded),
         backend=backend_name(),
+        kernels=loaded.kernels.name,
         lossy=[],
     )
 

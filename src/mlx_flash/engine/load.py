@@ -1,6 +1,6 @@
 """Loads a model so that it stays under a memory limit: streamed, or resident when it fits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from mlx.nn.layers.base import Module
 from ..config import (
     DEFAULT_CONTEXT_TOKENS,
     CacheOptions,
+    KernelOptions,
     MemoryLimit,
     ReadOptions,
     check_either,
@@ -17,12 +18,21 @@ from ..config import (
 from ..errors import MemoryPlanError, OptionError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout
+from ..kernels.dispatch import KernelChoice, choose_kernels
 from ..planner.memory import MemoryPlan, ModelNeed, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
+from ..streaming.dense import swap_dense
 from ..streaming.expert_stream import ExpertStream
-from ..streaming.install import install, survey
-from .backend import model_memory
+from ..streaming.install import (
+    activations,
+    expert_formats,
+    install,
+    install_resident,
+    survey,
+)
+from ..telemetry import machine
+from .backend import computes_on_cpu, model_memory
 from .find import find_model
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
 
@@ -51,7 +61,7 @@ class LoadedModel:
     """A model ready to run, with the plan it was loaded by.
 
     `layouts` says where each layer's experts lie; `stream` is None when the model runs resident.
-    The plan set memory aside for `prefill_step` prompt tokens at once.
+    The plan set memory aside for `prefill_step` prompt tokens at once. `kernels` compute it.
     """
 
     model: Module
@@ -60,6 +70,7 @@ class LoadedModel:
     layouts: tuple[ExpertLayout, ...]
     stream: ExpertStream | None
     prefill_step: int
+    kernels: KernelChoice
 
 
 def load(
@@ -68,6 +79,7 @@ def load(
     *,
     capacity: int | None = None,
     policy: str = CacheOptions.policy,
+    kernels: str | None = None,
     context_tokens: int = DEFAULT_CONTEXT_TOKENS,
 ) -> tuple[Module, TokenizerWrapper]:
     """Return `(model, tokenizer)` for mlx-lm's generate, stream_generate and batch_generate.
@@ -75,10 +87,11 @@ def load(
     `model` is a folder, a Hub id, or None for the bundled model. `memory` limits the whole
     footprint: bytes ("6GB", 6_000_000_000), a share of what the model would need resident
     ("40%"), "all", or None for what the machine can spare. `capacity` fixes the slots per layer;
-    give one of the two. The plan sets memory aside for `context_tokens` tokens of KV cache in
-    all, and for computing 2048 of them at once, which is mlx-lm's default: on the CPU that takes
-    more than a small model itself, so ask for no more context than you need. Caps the memory
-    that MLX keeps of freed buffers, for the whole process.
+    give one of the two. `kernels` computes matrix products: "reference" is MLX, "cpu" are our
+    own, None the best for the device. The plan sets memory aside for `context_tokens` tokens of
+    KV cache in all, and for computing 2048 of them at once, which is mlx-lm's default: on the CPU
+    that takes more than a small model itself, so ask for no more context than you need. Caps the
+    memory that MLX keeps of freed buffers, for the whole process.
 
     Raises:
         ModelNotFoundError, FormatError, UnsupportedModelError, MemoryPlanError, OptionError.
@@ -94,6 +107,7 @@ def load(
         cache_options,
         context_tokens=context_tokens,
         prefill_steps=PREFILL_STEPS[:1],
+        kernel_options=KernelOptions(kernels=kernels),
     )
     return loaded.model, files.tokenizer
 
@@ -106,18 +120,29 @@ def load_model(
     context_tokens: int,
     prefill_steps: Sequence[int] = PREFILL_STEPS,
     read_options: ReadOptions | None = None,
+    kernel_options: KernelOptions | None = None,
+    on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
-    """Plan the memory and load the model by that plan; read no expert.
+    """Plan the memory and load the model by that plan; read no expert that is streamed.
 
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
+    `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
+    or loaded from the cache on disk.
 
     Raises:
-        FormatError, UnsupportedModelError, MemoryPlanError: before any weight was read.
+        FormatError, UnsupportedModelError, MemoryPlanError, OptionError: before any weight was
+            read.
     """
     context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
+    wanted = (kernel_options or KernelOptions()).kernels
+    kernels = choose_kernels(wanted, computes_on_cpu(), machine.num_cores())
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
-    needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps)
+    if kernels.cpu is not None:
+        formats = swap_dense(lazy.model, kernels.cpu) + expert_formats(sites, kernels.cpu)
+        kernels.cpu.compile(formats, activations(sites), on_compile)
+    swapped = kernels.cpu is not None
+    needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped)
     plan, step = _plan(needs, limit, cache_options.capacity)
     need = needs[0][1]
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
@@ -125,11 +150,13 @@ def load_model(
     if plan.capacity is not None:
         capacities = [plan.capacity] * len(sites)
         reads = read_options or ReadOptions()
-        stream = install(lazy.model, sites, capacities, cache_options, reads)
-    use_float32_on_cpu(lazy.model)
+        stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
+    elif kernels.cpu is not None:
+        install_resident(lazy.model, sites, kernels.cpu)
+    use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
-    return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step)
+    return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step, kernels)
 
 
 def _plan(

@@ -9,6 +9,7 @@ from mlx.nn.layers.base import Module
 from ..formats.checkpoint import Checkpoint
 from ..planner.memory import ModelNeed, staging_bytes
 from ..streaming import adapter
+from ..streaming.dense import cast_all_but_swapped, shapes_only
 from ..streaming.install import SwitchSite
 from ..streaming.layer_stream import HELD_RESULT_BYTES
 from ..streaming.switch import ShapeOnlySwitch
@@ -33,18 +34,20 @@ def measure_need(
     checkpoint: Checkpoint,
     context_tokens: int,
     prefill_steps: Sequence[int],
+    swapped: bool,
 ) -> list[tuple[int, ModelNeed]]:
     """Return prefill steps with what the model needs to compute so many tokens at once.
 
     The first is the largest of `prefill_steps` (descending) whose staging is small beside the
     weights; smaller ones follow. Reads no weight: a forward pass is built for its shapes, and
-    never evaluated.
+    never evaluated. `swapped` says that the model runs on the CPU kernels.
     """
-    with _shapes_only(model, sites) as stand_ins:
-        use_float32_on_cpu(model)
+    with _shapes_only(model, sites) as stand_ins, shapes_only(model):
+        use_float32_on_cpu(model, swapped)
         kv_bytes = adapter.cache_bytes(model, context_tokens)
         resident = sum(array.nbytes for array in adapter.parameters(model).values())
-    experts = sum(_resident_expert_bytes(site) for site in sites)
+    as_float32 = computes_on_cpu() and not swapped
+    experts = sum(_resident_expert_bytes(site, as_float32) for site in sites)
     widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
     heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
     held = len(sites) * HELD_RESULT_BYTES
@@ -64,9 +67,14 @@ def freed_buffers_bytes(weight_bytes: int) -> int:
     return min(_FREED_BUFFERS_BYTES, int(_FREED_BUFFERS_SHARE * weight_bytes))
 
 
-def use_float32_on_cpu(model: Module) -> None:
-    """Make activations float32 on the CPU, where MLX's half-precision products are far slower."""
-    if computes_on_cpu():
+def use_float32_on_cpu(model: Module, swapped: bool) -> None:
+    """Make activations float32 on the CPU, where MLX's half-precision products are far slower.
+
+    `swapped` says that modules of the model run on the CPU kernels: they keep their types.
+    """
+    if computes_on_cpu() and swapped:
+        cast_all_but_swapped(model, mx.float32)
+    elif computes_on_cpu():
         model.set_dtype(mx.float32)
 
 
@@ -83,17 +91,15 @@ def _shapes_only(model: Module, sites: Sequence[SwitchSite]) -> Iterator[list[Sh
             adapter.replace_module(model, site.path, site.switch)
 
 
-def _resident_expert_bytes(site: SwitchSite) -> int:
-    """Return what a site's experts take when the model runs resident."""
+def _resident_expert_bytes(site: SwitchSite, as_float32: bool) -> int:
+    """Return what a site's experts take when the model runs resident, floats cast or not."""
     arrays = [
         array
         for projection in adapter.projections(site.switch).values()
         for array in adapter.parameters(projection).values()
     ]
     return sum(
-        array.size * 4
-        if computes_on_cpu() and mx.issubdtype(array.dtype, mx.floating)
-        else array.nbytes
+        array.size * 4 if as_float32 and mx.issubdtype(array.dtype, mx.floating) else array.nbytes
         for array in arrays
     )
 

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.activations import ReLU2
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
+from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import (
     QuantizedSwitchLinear,
+    SwiGLU,
     SwitchGLU,
     SwitchLinear,
     SwitchMLP,
@@ -23,6 +29,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 
 from ..errors import UnsupportedModelError
+from ..kernels.activations import Activation
 from ..kernels.reference import Quantization
 
 _GREEDY_BELOW = 1e-4
@@ -183,10 +190,44 @@ def parameters(module: Module) -> dict[str, mx.array]:
 
 
 def quantization_of(projection: Module) -> Quantization | None:
-    """Return how a projection's weight is packed, or None when it is not."""
-    if not isinstance(projection, QuantizedSwitchLinear):
+    """Return how the weight of a projection or a dense module is packed, None when it is not."""
+    if not isinstance(projection, (QuantizedSwitchLinear, QuantizedLinear, QuantizedEmbedding)):
         return None
     return Quantization(projection.group_size, projection.bits, projection.mode)
+
+
+def dense_modules(model: Module) -> list[tuple[str, Module]]:
+    """Return the path and module of each linear layer and embedding; no subclasses of them."""
+    kinds = (Linear, QuantizedLinear, Embedding, QuantizedEmbedding)
+    return [(path, module) for path, module in model.named_modules() if type(module) in kinds]
+
+
+def is_embedding(module: Module) -> bool:
+    """Return whether a module is an embedding."""
+    return isinstance(module, (Embedding, QuantizedEmbedding))
+
+
+def activation_of(switch: Module) -> Activation | None:
+    """Return what stands between a switch's projections; None when we have no name for it.
+
+    Some classes are known by name, so that a model's file is not imported for another model.
+    """
+    module = switch.activation
+    if type(module) is SwiGLU:
+        return Activation("swiglu")
+    if type(module) is SwigluOAI:
+        return Activation("swiglu_oai", module._alpha, module._limit)
+    if type(module) is ReLU2:
+        return Activation("relu2")
+    name = f"{type(module).__module__}.{type(module).__name__}"
+    if name == "mlx_lm.models.gemma4_text.GeGLU":
+        return Activation("geglu")
+    if name == "mlx_lm.models.step3p5.ClampedSwiGLU":
+        return Activation("clamped_silu", limit=module.limit)
+    if name == "mlx_lm.models.deepseek_v41.DeepseekV41SwiGLU":
+        clamped = module.limit > 0
+        return Activation("clamped_swiglu", limit=module.limit) if clamped else Activation("swiglu")
+    return None
 
 
 def replace_module(model: Module, path: str, module: Module) -> None:

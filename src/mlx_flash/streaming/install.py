@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx.nn.layers.base import Module
 
@@ -14,7 +15,10 @@ from . import adapter
 from .expert_stream import ExpertStream
 from .layer_stream import LayerStream
 from .slots import type_name
-from .switch import SlotLinear, StreamedSwitch
+from .switch import ResidentStacks, ResidentSwitch, StreamedSwitch, on_stacks
+
+if TYPE_CHECKING:
+    from ..kernels.cpu.kernels import CpuKernels
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,50 @@ def survey(
     return sites
 
 
+def expert_formats(sites: Sequence[SwitchSite], kernels: "CpuKernels") -> list[str]:
+    """Return the formats of the experts' matrices that the kernels read."""
+    found = {
+        kernels.format_of(adapter.parameters(projection), adapter.quantization_of(projection))
+        for site in sites
+        for projection in adapter.projections(site.switch).values()
+    }
+    return sorted(name for name in found if name is not None)
+
+
+def activations(sites: Sequence[SwitchSite]) -> list[str]:
+    """Return the names of the experts' activations that we know."""
+    found = {adapter.activation_of(site.switch) for site in sites}
+    return sorted({kind.name for kind in found if kind is not None})
+
+
 def install(
     model: Module,
     sites: Sequence[SwitchSite],
     capacities: Sequence[int],
     cache_options: CacheOptions,
     read_options: ReadOptions,
+    kernels: "CpuKernels | None" = None,
 ) -> ExpertStream:
     """Replace the switch of every site by its streaming twin: all of them, or none on an error."""
     layouts = [site.layout for site in sites]
     stream = ExpertStream(layouts, capacities, cache_options, read_options)
     for site, pool in zip(sites, stream.pools, strict=True):
-        for name, projection in adapter.projections(site.switch).items():
-            tensors = tuple(adapter.parameters(projection))
-            quantization = adapter.quantization_of(projection)
-            adapter.replace_module(site.switch, name, SlotLinear(pool, name, tensors, quantization))
-        twin = StreamedSwitch(site.switch, LayerStream(stream, site.layout.layer))
+        compute = on_stacks(site.switch, pool, kernels)
+        twin = StreamedSwitch(site.switch, compute, LayerStream(stream, site.layout.layer))
         adapter.replace_module(model, site.path, twin)
     return stream
+
+
+def install_resident(model: Module, sites: Sequence[SwitchSite], kernels: "CpuKernels") -> None:
+    """Replace the switch of every site by a twin on the CPU kernels; read all experts."""
+    for site in sites:
+        arrays = {
+            f"{name}.{tensor}": array
+            for name, projection in adapter.projections(site.switch).items()
+            for tensor, array in adapter.parameters(projection).items()
+        }
+        compute = on_stacks(site.switch, ResidentStacks(arrays), kernels)
+        adapter.replace_module(model, site.path, ResidentSwitch(site.switch, compute))
 
 
 def stream_experts(

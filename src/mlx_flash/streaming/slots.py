@@ -1,6 +1,5 @@
 """Slot memory: one aligned slab of MLX memory per layer, seen as arrays and as bytes."""
 
-import ctypes
 import math
 from typing import Any
 
@@ -8,6 +7,7 @@ import mlx.core as mx
 
 from ..errors import UnsupportedModelError
 from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor, aligned
+from ..kernels.addresses import address_of
 
 DTYPES: dict[str, mx.Dtype] = {
     "U8": mx.uint8,
@@ -46,7 +46,7 @@ class SlotPool:
         self.num_bytes = layout.slab_bytes(capacity)
         slab = mx.zeros((self.num_bytes // _WORD_BYTES,), dtype=mx.uint64)
         mx.eval(slab)
-        start = -_address(slab) % SLOT_ALIGNMENT
+        start = -address_of(slab) % SLOT_ALIGNMENT
         for tensor in layout.tensors:
             if tensor.dtype not in DTYPES:
                 raise UnsupportedModelError(
@@ -56,7 +56,9 @@ class SlotPool:
             words = slab[start // _WORD_BYTES : (start + nbytes) // _WORD_BYTES]
             stack = _stack(words, tensor, capacity)
             mx.eval(words, stack)
-            assert _address(stack) == _address(words), "MLX copied slots instead of sharing them"
+            assert address_of(stack) == address_of(words), (
+                "MLX copied slots instead of sharing them"
+            )
             self._bytes[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
             self.arrays[tensor.name] = stack
             start += nbytes
@@ -81,10 +83,6 @@ def _stack(words: mx.array, tensor: ExpertTensor, capacity: int) -> mx.array:
         per_slot = tensor.nbytes // _WORD_BYTES
         return words[: capacity * per_slot].reshape(capacity, per_slot).view(dtype).reshape(shape)
     return words.view(dtype)[: math.prod(shape)].reshape(shape)
-
-
-def _address(array: mx.array) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memoryview(array)))  # type: ignore[arg-type]
 
 
 def type_name(dtype: mx.Dtype) -> str:

@@ -1,5 +1,6 @@
 """Readings of the machine: memory that can be spared, cores that may be used, memory in use."""
 
+import math
 import os
 import resource
 import sys
@@ -11,6 +12,8 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
+_V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2_MEMORY = ("memory.high", "memory.current", "inactive_file")
 
 
 def available_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
@@ -28,22 +31,8 @@ def total_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) ->
 
 def _cgroup_memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
     """Yield (limit, unreclaimable use) in bytes of each limited memory cgroup of this process."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return  # not Linux, or no /proc
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        if controllers == "":
-            base, names = root, ("memory.high", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        folder = base / own.lstrip("/")
-        if not folder.is_dir():  # inside a container the path is the host's; its own is the root
-            folder = base
+    for base, folder, is_v2 in _cgroup_folders(root, membership, "memory"):
+        names = _V2_MEMORY if is_v2 else _V1_MEMORY
         while True:
             reading = _read_cgroup(folder, *names)
             if reading is not None:
@@ -51,6 +40,28 @@ def _cgroup_memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
             if folder == base:
                 break
             folder = folder.parent
+
+
+def _cgroup_folders(
+    root: Path, membership: Path, controller: str
+) -> Iterator[tuple[Path, Path, bool]]:
+    """Yield (top, own folder below it, whether it is of version 2) of each cgroup hierarchy."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return  # not Linux, or no /proc
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            base = root
+        elif controller in controllers.split(","):
+            base = root / controller
+        else:
+            continue
+        folder = base / own.lstrip("/")
+        if not folder.is_dir():  # inside a container the path is the host's; its own is the root
+            folder = base
+        yield base, folder, controllers == ""
 
 
 def _read_cgroup(
@@ -97,8 +108,36 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def num_cores() -> int:
-    """Return the cores this process may run on."""
+def num_cores(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Return the cores this process may keep busy: its affinity, and every cgroup's quota."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quotas = [math.ceil(quota) for quota in _cgroup_cores(root, membership)]
+    return max(1, min([cores, *quotas]))
+
+
+def _cgroup_cores(root: Path, membership: Path) -> Iterator[float]:
+    """Yield the cores that each limited CPU cgroup of this process allows, fractions included."""
+    for base, folder, is_v2 in _cgroup_folders(root, membership, "cpu"):
+        while True:
+            if is_v2:
+                parts = _text(folder / "cpu.max").split()
+                quota, period = (*parts, "", "")[:2]
+            else:
+                quota = _text(folder / "cpu.cfs_quota_us")
+                period = _text(folder / "cpu.cfs_period_us")
+            if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
+                yield int(quota) / int(period)
+            if folder == base:
+                break
+            folder = folder.parent
+
+
+def _text(file: Path) -> str:
+    """Return the text of a file without white space around it, empty when it cannot be read."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Our kernels for the CPU, compiled by numba: matrix products that read each weight once."""

@@ -1,0 +1,37 @@
+"""How functions are compiled: by numba, for this processor, and kept on disk for later processes."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from numba import cfunc, njit, types
+
+_STEP = types.void(types.int64, types.int64)
+_kept: list[Any] = []  # compiled steps live as long as the process: addresses are handed out
+
+
+def _probe() -> None:
+    """Do nothing."""
+
+
+@cache
+def can_cache() -> bool:
+    """Return whether compiled code can be kept on disk: numba finds a folder it may write to."""
+    try:
+        njit(cache=True)(_probe)
+    except RuntimeError:
+        return False
+    return True
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function compiled at its first call; it does not hold the interpreter's lock."""
+    fast: Callable[..., None] = njit(nogil=True, cache=can_cache())(function)
+    return fast
+
+
+def step_address(step: Callable[..., None]) -> int:
+    """Compile a `void(int64, int64)` now, or load it; return its address for other code to call."""
+    fast = cfunc(_STEP, cache=can_cache(), error_model="numpy")(step)
+    _kept.append(fast)
+    return int(fast.address)

@@ -1,0 +1,116 @@
+"""The CPU kernels as the model meets them: MLX arrays in, MLX arrays out, float32 in between."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import UnsupportedModelError
+from ..activations import Activation
+from ..reference import Quantization
+from .experts import ExpertMatrices, run_experts, run_gathered, run_linear
+from .matrix import Matrix, format_name
+from .phases import activation, prepare, product
+from .pool import Pool
+
+
+class CpuKernels:
+    """Products of stored matrices, on up to `num_threads` threads. Any thread may call.
+
+    Results are computed when a call returns, and do not depend on the number of threads, on the
+    other rows of the call, or on where a matrix lies.
+    """
+
+    name = "cpu"
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self._pool = Pool(num_threads)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "CpuKernels":
+        """Return itself: copies of a model share the threads."""
+        return self
+
+    def format_of(
+        self, tensors: Mapping[str, mx.array], quantization: Quantization | None
+    ) -> str | None:
+        """Return the name of the format that a kernel would read, None when none does."""
+        return format_name(tensors, quantization)
+
+    def compile(
+        self,
+        formats: Iterable[str],
+        activations: Iterable[str],
+        on_step: Callable[[int, int], None],
+    ) -> None:
+        """Compile what these formats and activations need, or load it from the cache on disk.
+
+        `on_step(number, of)` is called before each step.
+        """
+        steps: list[Callable[[], object]] = [prepare, partial(self._pool.run, [])]
+        steps += [partial(product, name) for name in sorted(set(formats))]
+        steps += [partial(activation, name) for name in sorted(set(activations))]
+        for number, step in enumerate(steps):
+            on_step(number + 1, len(steps))
+            step()
+
+    def matrix(
+        self, tensors: Mapping[str, mx.array], quantization: Quantization | None
+    ) -> Matrix | None:
+        """Return a matrix, or stack `[S, N, K]`, of evaluated arrays; None if unsupported."""
+        if format_name(tensors, quantization) is None:
+            return None
+        return Matrix(tensors, quantization)
+
+    def linear(self, matrix: Matrix, x: mx.array) -> mx.array:
+        """Return `x[..., K]` times the matrix, plus its bias: `[..., N]`."""
+        y = run_linear(self._pool, matrix, as_rows(x))
+        return _like(x, y.reshape(*x.shape[:-1], matrix.num_rows))
+
+    def gather_linear(self, matrix: Matrix, x: mx.array, slots: mx.array) -> mx.array:
+        """Return `x[..., 1, K]` times the matrix in slot `slots[...]`: `[..., 1, N]`."""
+        picked = np.asarray(slots)
+        inputs = np.arange(x.size // x.shape[-1]).reshape(x.shape[:-2])
+        rows = np.broadcast_to(inputs, picked.shape).reshape(-1)
+        y = run_gathered(self._pool, matrix, as_rows(x), rows, picked.reshape(-1))
+        return _like(x, y.reshape(*picked.shape, 1, matrix.num_rows))
+
+    def experts(self, matrices: ExpertMatrices, x: mx.array, slots: mx.array) -> mx.array:
+        """Return what the experts in `slots[..., K]` make of `x[..., D]`: `[..., K, D]`."""
+        picked = np.asarray(slots)
+        y = run_experts(self._pool, matrices, as_rows(x), picked.reshape(-1, picked.shape[-1]))
+        return _like(x, y.reshape(*picked.shape, matrices.down.num_rows))
+
+
+def expert_matrices(
+    first: Matrix | None, up: Matrix | None, down: Matrix | None, kind: Activation | None
+) -> ExpertMatrices | None:
+    """Return the matrices of an expert for `CpuKernels.experts`; None when it cannot run them."""
+    if first is None or down is None or kind is None:
+        return None
+    if up is not None and (up.format, up.width) != (first.format, first.width):
+        return None
+    return ExpertMatrices(first, up, down, kind)
+
+
+def as_rows(x: mx.array) -> npt.NDArray[np.float32]:
+    """Return an array as contiguous float32 rows `[n, D]`. Evaluates it.
+
+    Raises:
+        UnsupportedModelError: inside a gradient or another transformation of MLX.
+    """
+    wide = x if x.dtype == mx.float32 else x.astype(mx.float32)
+    try:
+        rows: npt.NDArray[np.float32] = np.ascontiguousarray(np.asarray(wide))
+    except ValueError as error:
+        raise UnsupportedModelError(
+            "the CPU kernels compute forward only: load the model with kernels='reference'."
+        ) from error
+    return rows.reshape(-1, x.shape[-1])
+
+
+def _like(x: mx.array, y: npt.NDArray[np.float32]) -> mx.array:
+    """Return a result in the type of `x`, which it answers."""
+    return mx.array(y) if x.dtype == mx.float32 else mx.array(y).astype(x.dtype)

@@ -1,0 +1,269 @@
+"""The compiled steps of a product: `void(task, chunk)`, each chunk by whichever thread is free.
+
+A task is an array of int64, laid out by the `IntEnum` beside its step. Chunks of one phase are
+independent; what a phase reads, earlier phases have written.
+"""
+
+import math
+import zlib
+from enum import IntEnum, auto
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import types
+
+from ..activations import ACTIVATIONS
+from .dot import dot_tile
+from .formats import row_format
+from .jit import step_address
+from .memory import (
+    load_bfloat16,
+    load_float,
+    load_float16,
+    load_int,
+    load_int32,
+    store_float,
+)
+
+ROWS = 4
+"""Matrix rows that are computed together: a matrix has a multiple of so many."""
+
+_INPUTS = 4  # input rows that are computed together
+_INPUTS_IN_CACHE = 32  # input rows that pass over a chunk's weights before the next ones do
+
+BIAS_KINDS = {"f32": 1, "f16": 2, "bf16": 3}
+"""The type of a layer's bias as `product` is told it; 0 is no bias."""
+
+
+class _Counted(IntEnum):
+    """Members are 0, 1, 2 ..."""
+
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[Any]) -> int:
+        return count
+
+
+class Product(_Counted):
+    """The task of `product`: rows of one matrix per group, times the inputs of that group.
+
+    A group is a slot of the matrix's stack and a range of the table of inputs. Inputs are as
+    `prepare` leaves them. Strides are bytes; `BIAS_KIND` is of `BIAS_KINDS`.
+    """
+
+    WEIGHT = auto()
+    WEIGHT_STRIDE = auto()
+    WEIGHT_SLOT_STRIDE = auto()
+    SCALE = auto()
+    SCALE_STRIDE = auto()
+    SCALE_SLOT_STRIDE = auto()
+    OFFSET = auto()
+    NUM_BLOCKS = auto()
+    TAIL_LANES = auto()
+    NUM_ROWS = auto()
+    CHUNK_ROWS = auto()
+    CHUNKS_PER_GROUP = auto()
+    GROUPS = auto()
+    INPUTS = auto()
+    OUTPUTS = auto()
+    BIAS = auto()
+    BIAS_SLOT_STRIDE = auto()
+    BIAS_KIND = auto()
+
+
+class Preparation(_Counted):
+    """The task of `prepare`: rows of float32 into the order of a format, and sums per group."""
+
+    SOURCE = auto()
+    SOURCE_STRIDE = auto()
+    TARGET = auto()
+    TARGET_STRIDE = auto()
+    WIDTH = auto()
+    BLOCK = auto()
+    ORDER = auto()
+    GROUP = auto()
+
+
+class Gating(_Counted):
+    """The task of an activation: `first[i] <- activation(first[i], second[i])`, row by row.
+
+    `first` is the gate, or the only input; `PARAMETERS` are two float32.
+    """
+
+    FIRST = auto()
+    SECOND = auto()
+    STRIDE = auto()
+    WIDTH = auto()
+    PARAMETERS = auto()
+
+
+@cache
+def product(format_name: str) -> int:
+    """Return the address of the compiled step for a format; compiles it if need be."""
+    sources = _sources()
+    has_bias = row_format(format_name).offset > 0
+    wide_rows, wide_inputs, rows = 2, _INPUTS, ROWS  # constants to the compiler
+
+    def step(task, chunk):  # type: ignore[no-untyped-def]
+        if not sources:
+            return
+        parts = load_int(task + 8 * Product.CHUNKS_PER_GROUP)
+        group = load_int(task + 8 * Product.GROUPS) + 24 * (chunk // parts)
+        slot, start, count = load_int(group), load_int(group + 8), load_int(group + 16)
+        num_rows = load_int(task + 8 * Product.NUM_ROWS)
+        first_row = (chunk % parts) * load_int(task + 8 * Product.CHUNK_ROWS)
+        last_row = min(num_rows, first_row + load_int(task + 8 * Product.CHUNK_ROWS))
+        weight_stride = load_int(task + 8 * Product.WEIGHT_STRIDE)
+        weight = load_int(task + 8 * Product.WEIGHT)
+        weight += slot * load_int(task + 8 * Product.WEIGHT_SLOT_STRIDE)
+        scale_stride = load_int(task + 8 * Product.SCALE_STRIDE)
+        slot_start = slot * load_int(task + 8 * Product.SCALE_SLOT_STRIDE)
+        scale = load_int(task + 8 * Product.SCALE) + slot_start
+        offset = load_int(task + 8 * Product.OFFSET) + slot_start if has_bias else 0
+        num_blocks = load_int(task + 8 * Product.NUM_BLOCKS)
+        tail = load_int(task + 8 * Product.TAIL_LANES)
+        inputs = load_int(task + 8 * Product.INPUTS) + 8 * start
+        outputs = load_int(task + 8 * Product.OUTPUTS) + 8 * start
+        for begin in range(0, count, _INPUTS_IN_CACHE):
+            end = min(count, begin + _INPUTS_IN_CACHE)
+            for row in range(first_row, last_row, rows):
+                n = begin
+                while n + wide_inputs <= end:
+                    for half in range(row, row + rows, wide_rows):
+                        dot_tile(
+                            format_name,
+                            wide_rows,
+                            wide_inputs,
+                            weight + half * weight_stride,
+                            weight_stride,
+                            scale + half * scale_stride,
+                            scale_stride,
+                            offset + half * scale_stride,
+                            num_blocks,
+                            tail,
+                            inputs + 8 * n,
+                            outputs + 8 * n,
+                            half,
+                        )
+                    n += wide_inputs
+                while n < end:
+                    dot_tile(
+                        format_name,
+                        rows,
+                        1,
+                        weight + row * weight_stride,
+                        weight_stride,
+                        scale + row * scale_stride,
+                        scale_stride,
+                        offset + row * scale_stride,
+                        num_blocks,
+                        tail,
+                        inputs + 8 * n,
+                        outputs + 8 * n,
+                        row,
+                    )
+                    n += 1
+        kind = load_int(task + 8 * Product.BIAS_KIND)
+        if kind > 0:
+            bias = load_int(task + 8 * Product.BIAS)
+            bias += slot * load_int(task + 8 * Product.BIAS_SLOT_STRIDE)
+            for n in range(count):
+                output = load_int(outputs + 8 * n)
+                for row in range(first_row, last_row):
+                    if kind == 1:
+                        value = load_float(bias + 4 * row)
+                    elif kind == 2:
+                        value = load_float16(bias + 2 * row)
+                    else:
+                        value = load_bfloat16(bias + 2 * row)
+                    store_float(output + 4 * row, load_float(output + 4 * row) + value)
+
+    return step_address(step)
+
+
+@cache
+def _sources() -> int:
+    """Return a number made of the code that a step is compiled from, never 0.
+
+    numba's cache looks at the file of a step alone. A step that names this number is compiled
+    anew when one of the others changes.
+    """
+    folder = Path(__file__).parent
+    code = b"".join((folder / f"{name}.py").read_bytes() for name in ("lanes", "formats", "dot"))
+    return zlib.crc32(code) or 1
+
+
+@cache
+def prepare() -> int:
+    """Return the address of the compiled step that puts one row per chunk in a format's order."""
+
+    def step(task, chunk):  # type: ignore[no-untyped-def]
+        source = load_int(task + 8 * Preparation.SOURCE)
+        source += chunk * load_int(task + 8 * Preparation.SOURCE_STRIDE)
+        target = load_int(task + 8 * Preparation.TARGET)
+        target += chunk * load_int(task + 8 * Preparation.TARGET_STRIDE)
+        width = load_int(task + 8 * Preparation.WIDTH)
+        block = load_int(task + 8 * Preparation.BLOCK)
+        order = load_int(task + 8 * Preparation.ORDER)
+        group = load_int(task + 8 * Preparation.GROUP)
+        whole = width - width % block
+        for start in range(0, whole, block):
+            for i in range(block):
+                element = start + load_int32(order + 4 * i)
+                store_float(target + 4 * (start + i), load_float(source + 4 * element))
+        end = whole
+        if whole < width:
+            end += block
+            for i in range(block):
+                element = whole + load_int32(order + 4 * i)
+                value = load_float(source + 4 * element) if element < width else 0.0
+                store_float(target + 4 * (whole + i), types.float32(value))
+        if group > 0:
+            for number in range(width // group):
+                total = types.float32(0.0)
+                for i in range(number * group, (number + 1) * group):
+                    total += load_float(source + 4 * i)
+                store_float(target + 4 * (end + number), total)
+
+    return step_address(step)
+
+
+@cache
+def activation(name: str) -> int:
+    """Return the address of the compiled step of an activation, one row per chunk."""
+    kind = ACTIVATIONS.index(name)
+    swiglu_oai, geglu = ACTIVATIONS.index("swiglu_oai"), ACTIVATIONS.index("geglu")
+    clamped, clamped_silu = (ACTIVATIONS.index(f"clamped_{kind}") for kind in ("swiglu", "silu"))
+    relu2 = ACTIVATIONS.index("relu2")
+
+    def step(task, chunk):  # type: ignore[no-untyped-def]
+        start = chunk * load_int(task + 8 * Gating.STRIDE)
+        first = load_int(task + 8 * Gating.FIRST) + start
+        second = load_int(task + 8 * Gating.SECOND) + start
+        parameters = load_int(task + 8 * Gating.PARAMETERS)
+        alpha, limit = load_float(parameters), load_float(parameters + 4)
+        one = types.float32(1.0)
+        for i in range(load_int(task + 8 * Gating.WIDTH)):
+            gate = load_float(first + 4 * i)
+            up = one if kind == relu2 else load_float(second + 4 * i)
+            if kind in (clamped, swiglu_oai):
+                gate = min(gate, limit)
+            if kind in (clamped, clamped_silu, swiglu_oai):
+                up = min(max(up, -limit), limit)
+            if kind == relu2:
+                gate = max(gate, types.float32(0.0))
+                value = gate * gate
+            elif kind == swiglu_oai:
+                value = (up + one) * (gate / (one + math.exp(-alpha * gate)))
+            elif kind == geglu:
+                cube = types.float32(0.044715) * gate * gate * gate
+                inner = types.float32(0.7978845608028654) * (gate + cube)
+                value = types.float32(0.5) * gate * (one + math.tanh(inner)) * up
+            else:
+                value = gate / (one + math.exp(-gate))
+                if kind == clamped_silu:
+                    value = min(value, limit)
+                value *= up
+            store_float(first + 4 * i, types.float32(value))
+
+    return step_address(step)

@@ -1,0 +1,138 @@
+"""Threads that share the work of one product, asleep in between.
+
+The caller works too, and starts at once: a thread that wakes late finds less left to do, so that
+the time it takes to wake is not lost. Threads sleep in a read of an eventfd, or where there is none
+of a pipe (Linux wakes the reader of a pipe on the core of the writer), and never spin but for the
+last chunk of a phase.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from .jit import compiled
+from .memory import call, fetch_add, load_int, shared_load, shared_store
+
+_OPEN, _ACTIVE, _NUM_PHASES, _PHASES, _ENDED = 0, 64, 128, 136, 144  # bytes into the shared block
+_SHARED_BYTES = 192
+_FUNCTION, _TASK, _NUM_CHUNKS, _NEXT, _DONE = 0, 8, 16, 64, 128  # bytes into a phase
+_PHASE_BYTES = 192
+
+_read = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
+_write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+_SPINS = 200  # looks at a counter before the processor is offered to others
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A compiled step, its task, and how many chunks it has. `num_chunks` may be 0."""
+
+    function: int
+    task: npt.NDArray[np.int64]
+    num_chunks: int
+
+
+class Pool:
+    """The calling thread and `num_threads - 1` more. One `run` at a time: callers take turns."""
+
+    def __init__(self, num_threads: int) -> None:
+        """Start the threads; they end when the pool is no longer used."""
+        self.num_threads = num_threads
+        self._turn = threading.Lock()
+        self._shared = np.zeros(_SHARED_BYTES // 8, np.int64)
+        others = num_threads - 1
+        if hasattr(os, "eventfd"):
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+            sleep_on, self._message = self._wake, np.array([others], np.int64)
+        else:
+            sleep_on, self._wake = os.pipe()
+            self._message = np.zeros(others, np.int64)  # one word for each
+        for _ in range(others):
+            own = (os.dup(sleep_on), np.zeros(1, np.int64), self._shared)
+            threading.Thread(target=_serve_forever, args=own, daemon=True).start()
+        if sleep_on != self._wake:
+            os.close(sleep_on)
+        weakref.finalize(self, _end, self._shared, self._wake, self._message)
+
+    def run(self, phases: Sequence[Phase], *, alone: bool = False) -> None:
+        """Do all phases, one after the other; `alone` wakes no other thread."""
+        table = np.zeros((len(phases), _PHASE_BYTES // 8), np.int64)
+        for row, phase in zip(table, phases, strict=True):
+            row[:3] = phase.function, phase.task.ctypes.data, phase.num_chunks
+        with self._turn:
+            _run(
+                self._shared.ctypes.data,
+                table.ctypes.data,
+                len(phases),
+                self._wake,
+                self._message.ctypes.data,
+                0 if alone else self._message.nbytes,
+            )
+
+
+def _end(shared: npt.NDArray[np.int64], wake: int, message: npt.NDArray[np.int64]) -> None:
+    shared[_ENDED // 8] = 1
+    os.write(wake, message.tobytes())
+    os.close(wake)
+
+
+def _serve_forever(
+    descriptor: int, word: npt.NDArray[np.int64], shared: npt.NDArray[np.int64]
+) -> None:
+    """Work whenever a word arrives, until the pool ends."""
+    _serve(descriptor, word.ctypes.data, shared.ctypes.data)
+    os.close(descriptor)
+
+
+@compiled
+def _work(shared):  # type: ignore[no-untyped-def]
+    """Take chunks until all phases are done."""
+    phases = load_int(shared + _PHASES)
+    for number in range(load_int(shared + _NUM_PHASES)):
+        phase = phases + _PHASE_BYTES * number
+        num_chunks = load_int(phase + _NUM_CHUNKS)
+        chunk = fetch_add(phase + _NEXT, 1)
+        while chunk < num_chunks:
+            call(load_int(phase + _FUNCTION), load_int(phase + _TASK), chunk)
+            fetch_add(phase + _DONE, 1)
+            chunk = fetch_add(phase + _NEXT, 1)
+        spins = 0
+        while shared_load(phase + _DONE) < num_chunks:
+            spins += 1
+            if spins % _SPINS == 0:
+                _yield()
+
+
+@compiled
+def _run(shared, phases, num_phases, wake, message, message_bytes):  # type: ignore[no-untyped-def]
+    """Open the pool, work, close it, and wait for whoever still looks at the phases."""
+    shared_store(shared + _PHASES, phases)
+    shared_store(shared + _NUM_PHASES, num_phases)
+    shared_store(shared + _OPEN, 1)
+    if message_bytes > 0:
+        _write(wake, message, message_bytes)
+    _work(shared)
+    shared_store(shared + _OPEN, 0)
+    spins = 0
+    while shared_load(shared + _ACTIVE) > 0:
+        spins += 1
+        if spins % _SPINS == 0:
+            _yield()
+
+
+@compiled
+def _serve(descriptor, word, shared):  # type: ignore[no-untyped-def]
+    """Wait for a word, work if there is work, again; return when the pool has ended."""
+    while _read(descriptor, word, 8) == 8 and shared_load(shared + _ENDED) == 0:
+        fetch_add(shared + _ACTIVE, 1)  # before the look: the pool is not closed under a worker
+        if shared_load(shared + _OPEN) == 1:
+            _work(shared)
+        fetch_add(shared + _ACTIVE, -1)
