@@ -29,10 +29,20 @@ from mlx_flash.config import CacheOptions, MemoryLimit
 from mlx_flash.engine.generate import GenerateOptions, encode, generate
 from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.engine.need import steps_for
+from mlx_flash.kernels.dispatch import choose_kernels
+from mlx_flash.streaming import adapter
+from mlx_flash.streaming.dense import swap_dense
+from mlx_flash.streaming.install import activations, expert_formats, survey
 from mlx_flash.telemetry import machine
 files = ModelFiles.open(None)
 options = GenerateOptions(max_tokens=48)
 prompt = encode(files.tokenizer, "What does shutil.copytree do? " * int(sys.argv[2]), options)
+kernels = choose_kernels("cpu", True, machine.num_cores()).cpu  # the code is no part of the model
+lazy = adapter.load_lazily(files.checkpoint.folder)
+sites = survey(lazy.model, files.checkpoint)
+formats = swap_dense(lazy.model, kernels) + expert_formats(sites, kernels)
+kernels.compile(formats, activations(sites), lambda number, of: None)
+del lazy, sites
 before = machine.rss_bytes()
 loaded = load_model(files.checkpoint, MemoryLimit.parse(sys.argv[1]), CacheOptions(),
                     context_tokens=len(prompt) + 48, prefill_steps=steps_for(len(prompt)))

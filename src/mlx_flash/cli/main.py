@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError
-from . import doctor, generate
+from . import bench, doctor, generate
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -40,6 +40,7 @@ def _root(
 
 app.command("generate")(generate.command)
 app.command("doctor")(doctor.command)
+app.add_typer(bench.app, name="bench")
 
 
 def run() -> None:

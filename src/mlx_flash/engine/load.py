@@ -22,6 +22,7 @@ from ..kernels.dispatch import KernelChoice, choose_kernels
 from ..planner.memory import MemoryPlan, ModelNeed, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
+from ..streaming.attention import swap_attention
 from ..streaming.dense import swap_dense
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import (
@@ -153,6 +154,8 @@ def load_model(
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
     elif kernels.cpu is not None:
         install_resident(lazy.model, sites, kernels.cpu)
+    if kernels.cpu is not None:
+        swap_attention(lazy.model, kernels.cpu)
     use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
 from mlx_lm.models.activations import SwigluOAI
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import (
     QuantizedSwitchLinear,
@@ -31,6 +33,11 @@ from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 from ..errors import UnsupportedModelError
 from ..kernels.activations import Activation
 from ..kernels.reference import Quantization
+
+Attention = Callable[..., mx.array]
+"""A function with the arguments of `scaled_dot_product_attention`."""
+
+_ATTENTION = "scaled_dot_product_attention"
 
 _GREEDY_BELOW = 1e-4
 
@@ -228,6 +235,35 @@ def activation_of(switch: Module) -> Activation | None:
         clamped = module.limit > 0
         return Activation("clamped_swiglu", limit=module.limit) if clamped else Activation("swiglu")
     return None
+
+
+def replace_attention(model: Module, attention: Attention) -> int:
+    """Let the attentions of this model call `attention`; return how many modules do.
+
+    mlx-lm's attention modules call `base.scaled_dot_product_attention` by its name in their file.
+    Each module that does gets a class of its own, whose call sees `attention` under that name:
+    other models of the type are as they were.
+    """
+    changed = 0
+    for _, module in model.named_modules():
+        kind = type(module)
+        call = kind.__call__
+        if not isinstance(call, FunctionType) or _ATTENTION not in call.__code__.co_names:
+            continue
+        if call.__globals__.get(_ATTENTION) is not scaled_dot_product_attention:
+            continue
+        names = {**call.__globals__, _ATTENTION: attention}
+        bound = FunctionType(call.__code__, names, None, call.__defaults__, call.__closure__)
+        bound.__kwdefaults__ = call.__kwdefaults__
+        module.__class__ = type(kind.__name__, (kind,), {"__call__": bound})
+        changed += 1
+    return changed
+
+
+def mlx_attention(*args: Any, **kwargs: Any) -> mx.array:
+    """Return what mlx-lm's `scaled_dot_product_attention` returns."""
+    result: mx.array = scaled_dot_product_attention(*args, **kwargs)
+    return result
 
 
 def replace_module(model: Module, path: str, module: Module) -> None:

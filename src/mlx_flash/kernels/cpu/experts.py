@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ..activations import Activation
 from .matrix import Matrix, rows_of
 from .phases import Gating, activation
-from .pool import Phase, Pool
+from .pool import Phase, Pool, start_of
 
 _ALONE_BYTES = 256 * 1024  # a product of less weight is over before another thread is awake
 
@@ -28,9 +28,15 @@ def by_slot(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return an order that puts equal slots together, and its groups (slot, first, number)."""
     order = np.argsort(slots, kind="stable")
-    found, first = np.unique(slots[order], return_index=True)
-    counts = np.diff(first, append=len(slots))
-    return order, np.stack([found, first, counts], axis=1).astype(np.int64)
+    ordered = slots[order]
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    groups = np.empty((len(starts) + 1, 3), np.int64)
+    groups[0, 1], groups[1:, 1] = 0, starts
+    groups[:-1, 2] = starts
+    groups[-1, 2] = len(slots)
+    groups[:, 2] -= groups[:, 1]
+    groups[:, 0] = ordered[groups[:, 1]]
+    return order, groups
 
 
 def run_linear(pool: Pool, matrix: Matrix, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -104,10 +110,10 @@ def run_experts(
 def _gating(kind: Activation, hidden: npt.NDArray[np.float32]) -> Phase:
     parameters = np.array([kind.alpha, kind.limit], np.float32)
     task = np.zeros(len(Gating) + 1, np.int64)
-    task[Gating.FIRST] = hidden[0].ctypes.data
-    task[Gating.SECOND] = hidden[-1].ctypes.data
+    task[Gating.FIRST] = start_of(hidden[0])
+    task[Gating.SECOND] = start_of(hidden[-1])
     task[Gating.STRIDE] = hidden.strides[1]
     task[Gating.WIDTH] = hidden.shape[2]
     task[-1:].view(np.float32)[:] = parameters  # behind the fields, so that they live as long
-    task[Gating.PARAMETERS] = task[-1:].ctypes.data
+    task[Gating.PARAMETERS] = start_of(task[-1:])
     return Phase(activation(kind.name), task, hidden.shape[1])

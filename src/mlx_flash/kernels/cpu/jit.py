@@ -1,4 +1,4 @@
-"""How functions are compiled: by numba, for this processor, and kept on disk for later processes."""
+"""How functions are compiled: by numba, for this processor, kept on disk for later processes."""
 
 from collections.abc import Callable
 from functools import cache

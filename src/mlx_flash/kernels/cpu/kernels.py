@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ...errors import UnsupportedModelError
 from ..activations import Activation
 from ..reference import Quantization
+from .attention import attend, run_attention
 from .experts import ExpertMatrices, run_experts, run_gathered, run_linear
 from .matrix import Matrix, format_name
 from .phases import activation, prepare, product
@@ -49,7 +50,7 @@ class CpuKernels:
 
         `on_step(number, of)` is called before each step.
         """
-        steps: list[Callable[[], object]] = [prepare, partial(self._pool.run, [])]
+        steps: list[Callable[[], object]] = [partial(self._pool.run, []), prepare, attend]
         steps += [partial(product, name) for name in sorted(set(formats))]
         steps += [partial(activation, name) for name in sorted(set(activations))]
         for number, step in enumerate(steps):
@@ -83,6 +84,36 @@ class CpuKernels:
         y = run_experts(self._pool, matrices, as_rows(x), picked.reshape(-1, picked.shape[-1]))
         return _like(x, y.reshape(*picked.shape, matrices.down.num_rows))
 
+    def attention(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        mask: mx.array | str | None,
+    ) -> mx.array | None:
+        """Return `[B, H, L, V]`, what the queries `[B, H, L, D]` find; None if it cannot.
+
+        `keys` are `[B, G, N, D]`, `values` `[B, G, N, V]`; `mask` is "causal", or booleans or
+        numbers to add that broadcast to `[B, H, L, N]`.
+        """
+        arrays = (queries, keys, values)
+        causal = isinstance(mask, str)
+        known = all(array.ndim == 4 and array.dtype == mx.float32 for array in arrays)
+        widths = queries.shape[-1] % 16 == 0 and values.shape[-1] % 64 == 0
+        if not (known and widths) or (isinstance(mask, str) and mask != "causal"):
+            return None
+        mx.async_eval(*arrays)
+        q, k, v = (np.asarray(array) for array in arrays)
+        if any(array.strides[-1] != array.itemsize for array in (k, v)):
+            return None
+        added = None
+        if isinstance(mask, mx.array):
+            if mask.dtype == mx.bool_:
+                mask = mx.where(mask, mx.array(0.0), mx.finfo(mx.float32).min)
+            added = np.asarray(mask.astype(mx.float32))
+        return mx.array(run_attention(self._pool, q, k, v, scale, causal, added))
+
 
 def expert_matrices(
     first: Matrix | None, up: Matrix | None, down: Matrix | None, kind: Activation | None
@@ -103,11 +134,12 @@ def as_rows(x: mx.array) -> npt.NDArray[np.float32]:
     """
     wide = x if x.dtype == mx.float32 else x.astype(mx.float32)
     try:
-        rows: npt.NDArray[np.float32] = np.ascontiguousarray(np.asarray(wide))
+        mx.async_eval(wide)  # unlike a plain look at the values, this is refused where it must be
     except ValueError as error:
         raise UnsupportedModelError(
             "the CPU kernels compute forward only: load the model with kernels='reference'."
         ) from error
+    rows: npt.NDArray[np.float32] = np.ascontiguousarray(np.asarray(wide))
     return rows.reshape(-1, x.shape[-1])
 
 

@@ -10,7 +10,7 @@ from ..addresses import address_of
 from ..reference import Quantization
 from .formats import RowFormat, row_format
 from .phases import BIAS_KINDS, ROWS, Preparation, Product, prepare, product
-from .pool import Phase
+from .pool import Phase, start_of
 
 _FLOATS = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 _SMALL_FLOATS = {"mxfp4": "fp4-e8m0", "nvfp4": "fp4-e4m3", "mxfp8": "fp8-e8m0"}
@@ -112,13 +112,13 @@ class Matrix:
     ) -> Phase:
         """Return the phase that puts the rows `[n, K]` of `source` into `target`."""
         task = np.zeros(len(Preparation), np.int64)
-        task[Preparation.SOURCE] = source.ctypes.data
+        task[Preparation.SOURCE] = start_of(source)
         task[Preparation.SOURCE_STRIDE] = source.strides[0]
-        task[Preparation.TARGET] = target.ctypes.data
+        task[Preparation.TARGET] = start_of(target)
         task[Preparation.TARGET_STRIDE] = target.strides[0]
         task[Preparation.WIDTH] = self.width
         task[Preparation.BLOCK] = self.format.block
-        task[Preparation.ORDER] = self._order.ctypes.data
+        task[Preparation.ORDER] = start_of(self._order)
         task[Preparation.GROUP] = self.format.group if self.format.offset else 0
         return Phase(prepare(), task, len(source))
 
@@ -134,13 +134,13 @@ class Matrix:
         prepared inputs and of `[N]` float32 results; both tables must outlive the phase.
         """
         task = self._task.copy()
-        task[Product.GROUPS] = groups.ctypes.data
-        task[Product.INPUTS] = inputs.ctypes.data
-        task[Product.OUTPUTS] = outputs.ctypes.data
+        task[Product.GROUPS] = start_of(groups)
+        task[Product.INPUTS] = start_of(inputs)
+        task[Product.OUTPUTS] = start_of(outputs)
         return Phase(product(self.format.name), task, len(groups) * self.chunks)
 
 
 def rows_of(array: npt.NDArray[np.float32], picked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the addresses of the rows `picked` of a two-dimensional array."""
-    addresses: npt.NDArray[np.int64] = array.ctypes.data + array.strides[0] * picked
+    addresses: npt.NDArray[np.int64] = start_of(array) + array.strides[0] * picked
     return addresses

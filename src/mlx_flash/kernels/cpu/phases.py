@@ -36,7 +36,7 @@ BIAS_KINDS = {"f32": 1, "f16": 2, "bf16": 3}
 """The type of a layer's bias as `product` is told it; 0 is no bias."""
 
 
-class _Counted(IntEnum):
+class Counted(IntEnum):
     """Members are 0, 1, 2 ..."""
 
     @staticmethod
@@ -44,7 +44,7 @@ class _Counted(IntEnum):
         return count
 
 
-class Product(_Counted):
+class Product(Counted):
     """The task of `product`: rows of one matrix per group, times the inputs of that group.
 
     A group is a slot of the matrix's stack and a range of the table of inputs. Inputs are as
@@ -71,7 +71,7 @@ class Product(_Counted):
     BIAS_KIND = auto()
 
 
-class Preparation(_Counted):
+class Preparation(Counted):
     """The task of `prepare`: rows of float32 into the order of a format, and sums per group."""
 
     SOURCE = auto()
@@ -84,7 +84,7 @@ class Preparation(_Counted):
     GROUP = auto()
 
 
-class Gating(_Counted):
+class Gating(Counted):
     """The task of an activation: `first[i] <- activation(first[i], second[i])`, row by row.
 
     `first` is the gate, or the only input; `PARAMETERS` are two float32.
@@ -100,12 +100,12 @@ class Gating(_Counted):
 @cache
 def product(format_name: str) -> int:
     """Return the address of the compiled step for a format; compiles it if need be."""
-    sources = _sources()
+    code = sources()
     has_bias = row_format(format_name).offset > 0
     wide_rows, wide_inputs, rows = 2, _INPUTS, ROWS  # constants to the compiler
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
-        if not sources:
+        if not code:
             return
         parts = load_int(task + 8 * Product.CHUNKS_PER_GROUP)
         group = load_int(task + 8 * Product.GROUPS) + 24 * (chunk // parts)
@@ -182,15 +182,16 @@ def product(format_name: str) -> int:
 
 
 @cache
-def _sources() -> int:
+def sources() -> int:
     """Return a number made of the code that a step is compiled from, never 0.
 
     numba's cache looks at the file of a step alone. A step that names this number is compiled
     anew when one of the others changes.
     """
     folder = Path(__file__).parent
-    code = b"".join((folder / f"{name}.py").read_bytes() for name in ("lanes", "formats", "dot"))
-    return zlib.crc32(code) or 1
+    names = ("lanes", "formats", "dot", "weighted", "memory")
+    text = b"".join((folder / f"{name}.py").read_bytes() for name in names)
+    return zlib.crc32(text) or 1
 
 
 @cache

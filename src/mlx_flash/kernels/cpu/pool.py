@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ _write = types.ExternalFunction("write", types.int64(types.int32, types.int64, t
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
 _SPINS = 200  # looks at a counter before the processor is offered to others
+
+
+def start_of(array: npt.NDArray[Any]) -> int:
+    """Return the address of an array's first element, in a third of the time of `ctypes.data`."""
+    return int(array.__array_interface__["data"][0])
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Pool:
             self._message = np.zeros(others, np.int64)  # one word for each
         for _ in range(others):
             own = (os.dup(sleep_on), np.zeros(1, np.int64), self._shared)
-            threading.Thread(target=_serve_forever, args=own, daemon=True).start()
+            threading.Thread(
+                target=_serve_forever, args=own, name="cpu-kernel", daemon=True
+            ).start()
         if sleep_on != self._wake:
             os.close(sleep_on)
         weakref.finalize(self, _end, self._shared, self._wake, self._message)
@@ -66,14 +74,14 @@ class Pool:
         """Do all phases, one after the other; `alone` wakes no other thread."""
         table = np.zeros((len(phases), _PHASE_BYTES // 8), np.int64)
         for row, phase in zip(table, phases, strict=True):
-            row[:3] = phase.function, phase.task.ctypes.data, phase.num_chunks
+            row[:3] = phase.function, start_of(phase.task), phase.num_chunks
         with self._turn:
             _run(
-                self._shared.ctypes.data,
-                table.ctypes.data,
+                start_of(self._shared),
+                start_of(table),
                 len(phases),
                 self._wake,
-                self._message.ctypes.data,
+                start_of(self._message),
                 0 if alone else self._message.nbytes,
             )
 
@@ -88,7 +96,7 @@ def _serve_forever(
     descriptor: int, word: npt.NDArray[np.int64], shared: npt.NDArray[np.int64]
 ) -> None:
     """Work whenever a word arrives, until the pool ends."""
-    _serve(descriptor, word.ctypes.data, shared.ctypes.data)
+    _serve(descriptor, start_of(word), start_of(shared))
     os.close(descriptor)
 
 

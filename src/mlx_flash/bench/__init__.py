@@ -1,0 +1,1 @@
+"""Measures what the product does, through the interfaces that users have."""
