@@ -16,7 +16,7 @@ from .dot import dot_tile
 from .jit import step_address
 from .memory import load_float, load_int, store_float
 from .phases import Counted, sources
-from .pool import Phase, Pool, start_of
+from .pool import Phase, Pool, Program, start_of
 from .weighted import STEP, add_weighted_rows
 
 _BLOCK = 128  # keys at a time: their scores stay in the first-level cache
@@ -199,8 +199,8 @@ def run_attention(
     task = np.zeros(len(Attention), np.int64)
     task[:10] = (
         start_of(padded),
-        start_of(keys),
-        start_of(values),
+        keys.ctypes.data,
+        values.ctypes.data,
         start_of(out),
         heads,
         keys.shape[1],
@@ -213,8 +213,9 @@ def run_attention(
     task[Attention.CAUSAL] = causal
     if mask is not None:
         full = np.broadcast_to(mask, (batch, heads, length, keys.shape[2]))
-        task[Attention.MASK] = start_of(full)
+        task[Attention.MASK] = full.ctypes.data
         task[Attention.MASK_BATCH_STRIDE :] = full.strides[:3]
     alone = batch * heads * length * keys.shape[2] * width < _ALONE
-    pool.run([Phase(attend(), task, batch * keys.shape[1] * length)], alone=alone)
+    phase = Phase(attend(), task, batch * keys.shape[1] * length)
+    pool.run(Program([phase]), alone=alone)
     return out

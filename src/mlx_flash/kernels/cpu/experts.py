@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from ..activations import Activation
 from .matrix import Matrix, rows_of
-from .phases import Gating, activation
-from .pool import Phase, Pool, start_of
+from .phases import Gating, Preparation, activation
+from .pool import Phase, Pool, Program, start_of
 
 _ALONE_BYTES = 256 * 1024  # a product of less weight is over before another thread is awake
 
@@ -37,6 +37,33 @@ def by_slot(
     groups[:, 2] -= groups[:, 1]
     groups[:, 0] = ordered[groups[:, 1]]
     return order, groups
+
+
+class OneInput:
+    """The product of one input row with a matrix, for decoding: its tables are made once.
+
+    Valid as long as the matrix, which it does not keep.
+    """
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._num_rows = matrix.num_rows
+        ready = matrix.prepared(1)
+        self._output = np.zeros(1, np.int64)
+        inputs, groups = rows_of(ready, np.arange(1)), np.array([[0, 0, 1]], np.int64)
+        source = np.zeros((1, matrix.width), np.float32)
+        self._preparation = matrix.preparation(source, ready)
+        self._program = Program([self._preparation, matrix.product(groups, inputs, self._output)])
+        self._tables = ready, inputs, groups  # kept: addresses of them are in the tasks
+        self._alone = matrix.num_rows * matrix.row_bytes < _ALONE_BYTES
+
+    def run(self, pool: Pool, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return `x[1, K]` times the matrix, transposed, plus its bias: `[1, N]`."""
+        y = np.empty((1, self._num_rows), np.float32)
+        with pool.turn:
+            self._preparation.task[Preparation.SOURCE] = start_of(x)
+            self._output[0] = start_of(y)
+            pool.run(self._program, alone=self._alone)
+        return y
 
 
 def run_linear(pool: Pool, matrix: Matrix, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -71,7 +98,7 @@ def _run_groups(
     inputs, outputs = rows_of(ready, rows), rows_of(y, order)
     phases = [matrix.preparation(x, ready), matrix.product(groups, inputs, outputs)]
     small = len(rows) * matrix.num_rows * matrix.row_bytes < _ALONE_BYTES
-    pool.run(phases, alone=small)
+    pool.run(Program(phases), alone=small)
     return y
 
 
@@ -103,17 +130,16 @@ def run_experts(
         down.preparation(hidden[0], ready_hidden),
         down.product(groups, hidden_inputs, outputs),
     ]
-    pool.run(phases)
+    pool.run(Program(phases))
     return y.reshape(num_tokens, top_k, down.num_rows)
 
 
 def _gating(kind: Activation, hidden: npt.NDArray[np.float32]) -> Phase:
-    parameters = np.array([kind.alpha, kind.limit], np.float32)
     task = np.zeros(len(Gating) + 1, np.int64)
-    task[Gating.FIRST] = start_of(hidden[0])
-    task[Gating.SECOND] = start_of(hidden[-1])
+    task[Gating.FIRST] = start_of(hidden)
+    task[Gating.SECOND] = task[Gating.FIRST] + (len(hidden) - 1) * hidden.strides[0]
     task[Gating.STRIDE] = hidden.strides[1]
     task[Gating.WIDTH] = hidden.shape[2]
-    task[-1:].view(np.float32)[:] = parameters  # behind the fields, so that they live as long
-    task[Gating.PARAMETERS] = start_of(task[-1:])
+    task[-1:].view(np.float32)[:] = kind.alpha, kind.limit  # behind the fields: they live as long
+    task[Gating.PARAMETERS] = start_of(task) + 8 * len(Gating)
     return Phase(activation(kind.name), task, hidden.shape[1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -11,10 +12,10 @@ from ...errors import UnsupportedModelError
 from ..activations import Activation
 from ..reference import Quantization
 from .attention import attend, run_attention
-from .experts import ExpertMatrices, run_experts, run_gathered, run_linear
+from .experts import ExpertMatrices, OneInput, run_experts, run_gathered, run_linear
 from .matrix import Matrix, format_name
 from .phases import activation, prepare, product
-from .pool import Pool
+from .pool import Pool, Program
 
 
 class CpuKernels:
@@ -29,6 +30,7 @@ class CpuKernels:
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
         self._pool = Pool(num_threads)
+        self._one_input: WeakKeyDictionary[Matrix, OneInput] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CpuKernels":
         """Return itself: copies of a model share the threads."""
@@ -50,7 +52,7 @@ class CpuKernels:
 
         `on_step(number, of)` is called before each step.
         """
-        steps: list[Callable[[], object]] = [partial(self._pool.run, []), prepare, attend]
+        steps: list[Callable[[], object]] = [partial(self._pool.run, Program([])), prepare, attend]
         steps += [partial(product, name) for name in sorted(set(formats))]
         steps += [partial(activation, name) for name in sorted(set(activations))]
         for number, step in enumerate(steps):
@@ -67,7 +69,14 @@ class CpuKernels:
 
     def linear(self, matrix: Matrix, x: mx.array) -> mx.array:
         """Return `x[..., K]` times the matrix, plus its bias: `[..., N]`."""
-        y = run_linear(self._pool, matrix, as_rows(x))
+        rows = as_rows(x)
+        if len(rows) == 1:
+            one = self._one_input.get(matrix)
+            if one is None:
+                one = self._one_input[matrix] = OneInput(matrix)
+            y = one.run(self._pool, rows)
+        else:
+            y = run_linear(self._pool, matrix, rows)
         return _like(x, y.reshape(*x.shape[:-1], matrix.num_rows))
 
     def gather_linear(self, matrix: Matrix, x: mx.array, slots: mx.array) -> mx.array:

@@ -94,6 +94,11 @@ class Matrix:
             task[Product.BIAS_KIND] = BIAS_KINDS[_FLOATS[bias.dtype]]
         self._task = task
         self._order = self.format.order
+        self._preparation = np.zeros(len(Preparation), np.int64)
+        self._preparation[Preparation.WIDTH] = self.width
+        self._preparation[Preparation.BLOCK] = self.format.block
+        self._preparation[Preparation.ORDER] = start_of(self._order)
+        self._preparation[Preparation.GROUP] = self.format.group if self.format.offset else 0
         blocks = num_blocks + (1 if rest else 0)
         groups = self.width // self.format.group if self.format.offset else 0
         self.input_width = blocks * self.format.block + -(-groups // 16) * 16
@@ -111,15 +116,8 @@ class Matrix:
         self, source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]
     ) -> Phase:
         """Return the phase that puts the rows `[n, K]` of `source` into `target`."""
-        task = np.zeros(len(Preparation), np.int64)
-        task[Preparation.SOURCE] = start_of(source)
-        task[Preparation.SOURCE_STRIDE] = source.strides[0]
-        task[Preparation.TARGET] = start_of(target)
-        task[Preparation.TARGET_STRIDE] = target.strides[0]
-        task[Preparation.WIDTH] = self.width
-        task[Preparation.BLOCK] = self.format.block
-        task[Preparation.ORDER] = start_of(self._order)
-        task[Preparation.GROUP] = self.format.group if self.format.offset else 0
+        task = self._preparation.copy()
+        task[:4] = start_of(source), source.strides[0], start_of(target), target.strides[0]
         return Phase(prepare(), task, len(source))
 
     def product(
@@ -142,5 +140,5 @@ class Matrix:
 
 def rows_of(array: npt.NDArray[np.float32], picked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the addresses of the rows `picked` of a two-dimensional array."""
-    addresses: npt.NDArray[np.int64] = start_of(array) + array.strides[0] * picked
+    addresses: npt.NDArray[np.int64] = picked * array.strides[0] + start_of(array)
     return addresses

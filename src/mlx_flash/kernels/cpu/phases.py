@@ -26,8 +26,11 @@ from .memory import (
     store_float,
 )
 
-ROWS = 4
-"""Matrix rows that are computed together: a matrix has a multiple of so many."""
+ROWS = 2
+"""Matrix rows that are computed together for several inputs: a matrix has a multiple of so many.
+
+For one input rows go one by one: in one stream memory comes half again as fast as in four.
+"""
 
 _INPUTS = 4  # input rows that are computed together
 _INPUTS_IN_CACHE = 32  # input rows that pass over a chunk's weights before the next ones do
@@ -102,7 +105,7 @@ def product(format_name: str) -> int:
     """Return the address of the compiled step for a format; compiles it if need be."""
     code = sources()
     has_bias = row_format(format_name).offset > 0
-    wide_rows, wide_inputs, rows = 2, _INPUTS, ROWS  # constants to the compiler
+    rows, columns = ROWS, _INPUTS  # constants to the compiler
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
         if not code:
@@ -126,31 +129,13 @@ def product(format_name: str) -> int:
         outputs = load_int(task + 8 * Product.OUTPUTS) + 8 * start
         for begin in range(0, count, _INPUTS_IN_CACHE):
             end = min(count, begin + _INPUTS_IN_CACHE)
+            tiled = end - (end - begin) % columns
             for row in range(first_row, last_row, rows):
-                n = begin
-                while n + wide_inputs <= end:
-                    for half in range(row, row + rows, wide_rows):
-                        dot_tile(
-                            format_name,
-                            wide_rows,
-                            wide_inputs,
-                            weight + half * weight_stride,
-                            weight_stride,
-                            scale + half * scale_stride,
-                            scale_stride,
-                            offset + half * scale_stride,
-                            num_blocks,
-                            tail,
-                            inputs + 8 * n,
-                            outputs + 8 * n,
-                            half,
-                        )
-                    n += wide_inputs
-                while n < end:
+                for n in range(begin, tiled, columns):
                     dot_tile(
                         format_name,
                         rows,
-                        1,
+                        columns,
                         weight + row * weight_stride,
                         weight_stride,
                         scale + row * scale_stride,
@@ -162,7 +147,23 @@ def product(format_name: str) -> int:
                         outputs + 8 * n,
                         row,
                     )
-                    n += 1
+                for single in range(row, row + rows if tiled < end else row):
+                    for n in range(tiled, end):
+                        dot_tile(
+                            format_name,
+                            1,
+                            1,
+                            weight + single * weight_stride,
+                            weight_stride,
+                            scale + single * scale_stride,
+                            scale_stride,
+                            offset + single * scale_stride,
+                            num_blocks,
+                            tail,
+                            inputs + 8 * n,
+                            outputs + 8 * n,
+                            single,
+                        )
         kind = load_int(task + 8 * Product.BIAS_KIND)
         if kind > 0:
             bias = load_int(task + 8 * Product.BIAS)

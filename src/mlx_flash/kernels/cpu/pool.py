@@ -6,6 +6,7 @@ of a pipe (Linux wakes the reader of a pipe on the core of the writer), and neve
 last chunk of a phase.
 """
 
+import ctypes
 import os
 import threading
 import weakref
@@ -33,8 +34,8 @@ _SPINS = 200  # looks at a counter before the processor is offered to others
 
 
 def start_of(array: npt.NDArray[Any]) -> int:
-    """Return the address of an array's first element, in a third of the time of `ctypes.data`."""
-    return int(array.__array_interface__["data"][0])
+    """Return the address of a contiguous, writable array, in a quarter of the time of `ctypes`."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,33 @@ class Phase:
     num_chunks: int
 
 
+class Program:
+    """Phases that are done one after the other; may be run again and again, one run at a time."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.phases = tuple(phases)
+        self._table = np.zeros((max(1, len(phases)), _PHASE_BYTES // 8), np.int64)
+        for row, phase in zip(self._table, phases, strict=False):
+            row[:3] = phase.function, start_of(phase.task), phase.num_chunks
+        self._address = start_of(self._table)
+
+    def start(self) -> int:
+        """Return the address of the table of phases, none of which has begun."""
+        self._table[:, _NEXT // 8] = 0
+        self._table[:, _DONE // 8] = 0
+        return self._address
+
+
 class Pool:
-    """The calling thread and `num_threads - 1` more. One `run` at a time: callers take turns."""
+    """The calling thread and `num_threads - 1` more. One `run` at a time: callers take turns.
+
+    Who holds `turn` keeps others from running, and may itself run.
+    """
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads; they end when the pool is no longer used."""
         self.num_threads = num_threads
-        self._turn = threading.Lock()
+        self.turn = threading.RLock()
         self._shared = np.zeros(_SHARED_BYTES // 8, np.int64)
         others = num_threads - 1
         if hasattr(os, "eventfd"):
@@ -68,22 +89,15 @@ class Pool:
             ).start()
         if sleep_on != self._wake:
             os.close(sleep_on)
+        self._addresses = start_of(self._shared), start_of(self._message)
         weakref.finalize(self, _end, self._shared, self._wake, self._message)
 
-    def run(self, phases: Sequence[Phase], *, alone: bool = False) -> None:
+    def run(self, program: Program, *, alone: bool = False) -> None:
         """Do all phases, one after the other; `alone` wakes no other thread."""
-        table = np.zeros((len(phases), _PHASE_BYTES // 8), np.int64)
-        for row, phase in zip(table, phases, strict=True):
-            row[:3] = phase.function, start_of(phase.task), phase.num_chunks
-        with self._turn:
-            _run(
-                start_of(self._shared),
-                start_of(table),
-                len(phases),
-                self._wake,
-                start_of(self._message),
-                0 if alone else self._message.nbytes,
-            )
+        message_bytes = 0 if alone else self._message.nbytes
+        with self.turn:
+            table, count = program.start(), len(program.phases)
+            _run(*self._addresses, table, count, self._wake, message_bytes)
 
 
 def _end(shared: npt.NDArray[np.int64], wake: int, message: npt.NDArray[np.int64]) -> None:
@@ -120,7 +134,7 @@ def _work(shared):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _run(shared, phases, num_phases, wake, message, message_bytes):  # type: ignore[no-untyped-def]
+def _run(shared, message, phases, num_phases, wake, message_bytes):  # type: ignore[no-untyped-def]
     """Open the pool, work, close it, and wait for whoever still looks at the phases."""
     shared_store(shared + _PHASES, phases)
     shared_store(shared + _NUM_PHASES, num_phases)
