@@ -77,17 +77,6 @@ def measure_kernels(
     return KernelReport(copy[cores], copy[1], cores, rows)
 
 
-def quick_gbps(cores: int) -> float:
-    """Return the rate of the 4-bit kernel on all cores, from a fraction of a second."""
-    case = next(case for case in CASES if "4 bits" in case.label)
-    tensors, _ = random_matrix(case, _MATRIX_BYTES // 8 // (_WIDTH // 2), _WIDTH)
-    kernels = CpuKernels(cores)
-    matrix = kernels.matrix(tensors, case.quantization)
-    assert matrix is not None, "a format of CASES has no kernel"
-    x = mx.random.normal((1, _WIDTH))
-    return nbytes_of(tensors) / _median_s(lambda: kernels.linear(matrix, x)) / 1e9
-
-
 def _case_rows(case: Case, cores: int, copy: dict[int, float]) -> Iterator[KernelRow]:
     pools = {threads: CpuKernels(threads) for threads in sorted({1, cores})}
     bits = case.quantization.bits if case.quantization else 8 * case.dtype.size

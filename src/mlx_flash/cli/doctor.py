@@ -37,6 +37,11 @@ def command(
     table.add_row("memory", f"{gigabytes(report.memory_bytes)}, {free} free")
     if report.backend == "cuda":
         table.add_row("GPU memory", f"{gigabytes(report.model_memory_bytes)} free")
+    if report.kernel_gbps is not None:
+        table.add_row(
+            "CPU kernels",
+            f"{report.kernel_gbps:.1f} GB/s of 4-bit weights, compiled for {report.processor}",
+        )
     if report.ssd_gbps is not None and report.ssd_latency_s is not None:
         way = "past the page cache" if report.direct_io else "through the page cache"
         table.add_row(

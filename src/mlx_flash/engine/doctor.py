@@ -1,22 +1,35 @@
 """Looks at the machine: versions, back end, memory and the disk that holds a model."""
 
+import statistics
 import sys
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
 
 from .. import __version__
 from ..formats.checkpoint import Checkpoint
+from ..kernels.dispatch import choose_kernels
+from ..kernels.reference import Quantization
 from ..telemetry import machine
-from .backend import backend_name, model_memory
+from .backend import backend_name, computes_on_cpu, model_memory
 from .disk import measure_disk
+
+if TYPE_CHECKING:
+    from ..kernels.cpu.kernels import CpuKernels
+
+_WIDTH, _TILE_ROWS, _TILES, _REPEATS = 2048, 1024, 128, 9  # 151 MB, more than a cache holds
 
 
 @dataclass(frozen=True)
 class DoctorReport:
     """What was found.
 
+    `kernels` is what would compute; of the CPU kernels, `processor` is what they are compiled for
+    and `kernel_gbps` how many 10^9 bytes of 4-bit weights they multiply per second on all cores.
     `model_memory_bytes` is free where a model goes, the card's memory on CUDA. `ssd_gbps` is 10^9
     bytes per second; None where nothing could be measured. `direct_io` says whether the disk was
     read past the page cache. `problems` are sentences.
@@ -29,6 +42,9 @@ class DoctorReport:
     memory_available_bytes: int
     model_memory_bytes: int
     model: str
+    kernels: str
+    processor: str | None
+    kernel_gbps: float | None
     ssd_gbps: float | None
     ssd_latency_s: float | None
     ssd_read_bytes: int
@@ -50,21 +66,22 @@ def examine(folder: Path) -> DoctorReport:
     shards = sorted({entry.path for entry in checkpoint.tensors.values()})
     disk = measure_disk(shards)
     available = machine.available_memory_bytes()
-    versions = {name: _version(name) for name in ("mlx", "mlx-lm", "numpy", "huggingface-hub")}
+    versions = {
+        name: _version(name) for name in ("mlx", "mlx-lm", "numpy", "numba", "huggingface-hub")
+    }
     versions = {
         "mlx-flash": __version__,
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         **versions,
     }
-    problems = []
+    choice = choose_kernels(None, computes_on_cpu(), machine.num_cores())
+    problems = [choice.why] if choice.why else []
     if not disk.direct:
         problems.append(
             "the disk cannot be read directly: its speed may be that of the page cache."
         )
     if available < 2 * 10**9:
         problems.append("less than 2 GB of memory are free: close programs or expect small caches.")
-    if backend_name() == "cpu":
-        problems.append("MLX computes on the CPU: correct, but much slower than on a GPU.")
     return DoctorReport(
         versions=versions,
         backend=backend_name(),
@@ -73,12 +90,42 @@ def examine(folder: Path) -> DoctorReport:
         memory_available_bytes=available,
         model_memory_bytes=model_memory().available_bytes,
         model=str(folder),
+        kernels=choice.name,
+        processor=_processor() if choice.cpu else None,
+        kernel_gbps=_kernel_gbps(choice.cpu) if choice.cpu else None,
         ssd_gbps=disk.gbps,
         ssd_latency_s=disk.latency_s,
         ssd_read_bytes=disk.read_bytes,
         direct_io=disk.direct,
         problems=problems,
     )
+
+
+def _processor() -> str:
+    from ..kernels.cpu.processor import processor
+
+    return processor()
+
+
+def _kernel_gbps(kernels: "CpuKernels") -> float:
+    """Return the 10^9 bytes of 4-bit weights that are multiplied per second, one row at a time."""
+    tile = mx.quantize(mx.random.normal((_TILE_ROWS, _WIDTH)), group_size=64, bits=4)
+    names = ("weight", "scales", "biases")
+    tensors = {
+        name: mx.tile(array if name == "weight" else array.astype(mx.bfloat16), (_TILES, 1))
+        for name, array in zip(names, tile, strict=True)
+    }
+    mx.eval(tensors)
+    matrix = kernels.matrix(tensors, Quantization(64, 4, "affine"))
+    assert matrix is not None, "4-bit matrices have a kernel"
+    x = mx.ones((1, _WIDTH))
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        kernels.linear(matrix, x)
+        seconds.append(time.perf_counter() - start)
+    nbytes = sum(int(array.nbytes) for array in tensors.values())
+    return nbytes / statistics.median(seconds[1:]) / 1e9
 
 
 def _version(name: str) -> str | None:

@@ -115,7 +115,7 @@ class SmallFloatFormat(RowFormat):
             left = v.shift(builder, word, 16 - bits * (term + 1))
             rest = builder.and_(v.shift(builder, left, -right), v.all_lanes(word.type, magnitude))
             half = builder.or_(builder.and_(left, sign), rest)
-            yield builder.fpext(builder.bitcast(half, v.lanes(v.F16)), v.lanes(v.F32))
+            yield v.widen_halves(builder, half)
 
 
 class PlainFormat(RowFormat):
@@ -152,7 +152,7 @@ def to_float32(
         return v.load(builder, address, wide, limit)
     if kind == "f16":
         half = v.load(builder, address, v.lanes(v.I16, count), limit)
-        return builder.fpext(builder.bitcast(half, v.lanes(v.F16, count)), wide)
+        return v.widen_halves(builder, half)
     integers = v.lanes(v.I32, count)
     if kind == "bf16":
         half = v.load(builder, address, v.lanes(v.I16, count), limit)
@@ -167,8 +167,8 @@ def to_float32(
     word = builder.zext(byte, v.lanes(v.I16, count))
     sign = v.shift(builder, builder.and_(word, v.all_lanes(word.type, 0x80)), 8)
     rest = v.shift(builder, builder.and_(word, v.all_lanes(word.type, 0x7F)), 7)
-    half = builder.bitcast(builder.or_(sign, rest), v.lanes(v.F16, count))
-    return builder.fmul(builder.fpext(half, wide), v.all_lanes(wide, 256.0))
+    half = v.widen_halves(builder, builder.or_(sign, rest))
+    return builder.fmul(half, v.all_lanes(wide, 256.0))
 
 
 _TERMS = {2: 16, 3: 32, 4: 8, 5: 32, 6: 16, 8: 4}

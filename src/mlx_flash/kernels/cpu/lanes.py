@@ -10,6 +10,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
+from .processor import converts_halves
+
 LANES = 16
 
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -70,6 +72,18 @@ def load(builder: Builder, address: Value, kind: Any, limit: Value | None = None
     )
     zeros = ir.Constant(kind, None)
     return builder.call(masked_load, [pointer, ir.Constant(I32, 1), inside, zeros])
+
+
+def widen_halves(builder: Builder, bits: Value) -> Value:
+    """Return the float32 of float16 numbers whose bits are 16-bit integers; no infinities."""
+    wide = lanes(F32, bits.type.count)
+    if converts_halves():
+        return builder.fpext(builder.bitcast(bits, lanes(F16, bits.type.count)), wide)
+    integers = builder.zext(bits, lanes(I32, bits.type.count))
+    sign = shift(builder, builder.and_(integers, all_lanes(integers.type, 0x8000)), 16)
+    rest = shift(builder, builder.and_(integers, all_lanes(integers.type, 0x7FFF)), 13)
+    small = builder.bitcast(builder.or_(sign, rest), wide)  # its exponent counts from elsewhere
+    return builder.fmul(small, all_lanes(wide, 2.0**112))
 
 
 def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .lanes import F16, F32, I16, I32, I64, Builder, Value
+from .lanes import F32, I16, I32, I64, Builder, Value, lanes, widen_halves
 
 
 def _load(builder: Builder, address: Value, kind: Any) -> Value:
@@ -42,7 +42,11 @@ def load_float16(typing_context: Any, address: Any) -> Any:
     """Return the float16 at an address, as float32."""
 
     def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        return builder.fpext(_load(builder, args[0], F16), F32)
+        one = lanes(I16, 1)
+        pointer = builder.inttoptr(args[0], one.as_pointer())
+        bits = builder.load(pointer)
+        bits.align = 1
+        return builder.extract_element(widen_halves(builder, bits), ir.Constant(I32, 0))
 
     return types.float32(types.int64), generate
 

@@ -190,7 +190,7 @@ def sources() -> int:
     anew when one of the others changes.
     """
     folder = Path(__file__).parent
-    names = ("lanes", "formats", "dot", "weighted", "memory")
+    names = ("processor", "lanes", "formats", "dot", "weighted", "memory")
     text = b"".join((folder / f"{name}.py").read_bytes() for name in names)
     return zlib.crc32(text) or 1
 
