@@ -8,6 +8,7 @@ last chunk of a phase.
 
 import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from numba import types
 from .jit import compiled
 from .memory import call, fetch_add, load_int, shared_load, shared_store
 
-_OPEN, _ACTIVE, _NUM_PHASES, _PHASES, _ENDED = 0, 64, 128, 136, 144  # bytes into the shared block
+# bytes into the shared block
+_OPEN, _ACTIVE, _NUM_PHASES, _PHASES, _ENDED, _CALLERS_CORE = 0, 64, 128, 136, 144, 152
 _SHARED_BYTES = 192
 _FUNCTION, _TASK, _NUM_CHUNKS, _NEXT, _DONE = 0, 8, 16, 64, 128  # bytes into a phase
 _PHASE_BYTES = 192
@@ -30,6 +32,8 @@ _read = types.ExternalFunction("read", types.int64(types.int32, types.int64, typ
 _write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
+_LINUX = sys.platform == "linux"
+_MAX_CORES = 1024  # of the C library's set of cores
 _SPINS = 200  # looks at a counter before the processor is offered to others
 
 
@@ -110,8 +114,45 @@ def _serve_forever(
     descriptor: int, word: npt.NDArray[np.int64], shared: npt.NDArray[np.int64]
 ) -> None:
     """Work whenever a word arrives, until the pool ends."""
-    _serve(descriptor, start_of(word), start_of(shared))
+    allowed, own = (np.zeros(_MAX_CORES // 64, np.uint64) for _ in range(2))
+    cores = os.sched_getaffinity(0) if _LINUX else set()
+    for core in cores:
+        if core < _MAX_CORES:
+            allowed[core // 64] |= np.uint64(1 << core % 64)
+    may_move = len(cores) > 1 and max(cores) < _MAX_CORES
+    _serve(descriptor, start_of(word), start_of(shared), allowed, own, may_move)
     os.close(descriptor)
+
+
+if _LINUX:
+    _getcpu = types.ExternalFunction("sched_getcpu", types.int32())
+    _setaffinity = types.ExternalFunction(
+        "sched_setaffinity", types.int32(types.int32, types.int64, types.int64)
+    )
+
+    @compiled
+    def _core():  # type: ignore[no-untyped-def]
+        """Return the core this thread runs on."""
+        return types.int64(_getcpu())
+
+    @compiled
+    def _leave_core(core, allowed, own):  # type: ignore[no-untyped-def]
+        """Move this thread to another of the allowed cores; both arrays are sets of cores."""
+        for word in range(len(own)):
+            own[word] = allowed[word]
+        own[core // 64] &= ~(types.uint64(1) << types.uint64(core % 64))
+        _setaffinity(0, 8 * len(own), own.ctypes.data)
+
+else:
+
+    @compiled
+    def _core():  # type: ignore[no-untyped-def]
+        """Return nothing: cores have no number here."""
+        return types.int64(-1)
+
+    @compiled
+    def _leave_core(core, allowed, own):  # type: ignore[no-untyped-def]
+        """Stay."""
 
 
 @compiled
@@ -138,6 +179,7 @@ def _run(shared, message, phases, num_phases, wake, message_bytes):  # type: ign
     """Open the pool, work, close it, and wait for whoever still looks at the phases."""
     shared_store(shared + _PHASES, phases)
     shared_store(shared + _NUM_PHASES, num_phases)
+    shared_store(shared + _CALLERS_CORE, _core())
     shared_store(shared + _OPEN, 1)
     if message_bytes > 0:
         _write(wake, message, message_bytes)
@@ -151,9 +193,16 @@ def _run(shared, message, phases, num_phases, wake, message_bytes):  # type: ign
 
 
 @compiled
-def _serve(descriptor, word, shared):  # type: ignore[no-untyped-def]
-    """Wait for a word, work if there is work, again; return when the pool has ended."""
+def _serve(descriptor, word, shared, allowed, own, may_move):  # type: ignore[no-untyped-def]
+    """Wait for a word, work if there is work, again; return when the pool has ended.
+
+    Schedulers like to wake a thread on the core of whoever wakes it, and that one goes on working:
+    a thread that finds itself there moves away, for good.
+    """
     while _read(descriptor, word, 8) == 8 and shared_load(shared + _ENDED) == 0:
+        core = _core()
+        if may_move and core == shared_load(shared + _CALLERS_CORE):
+            _leave_core(core, allowed, own)
         fetch_add(shared + _ACTIVE, 1)  # before the look: the pool is not closed under a worker
         if shared_load(shared + _OPEN) == 1:
             _work(shared)
