@@ -109,3 +109,37 @@ def test_an_unknown_model_type_is_refused(checkpoint: Path, tmp_path: Path, text
         (tmp_path / shard.name).symlink_to(shard)
     with pytest.raises(UnsupportedModelError, match="cannot load"):
         adapter.load_lazily(tmp_path)
+
+
+def test_attention_modules_call_one_function_by_name_and_only_ours_change(
+    checkpoint: Path,
+) -> None:
+    calls = []
+
+    def counting(*args: Any, **kwargs: Any) -> mx.array:
+        calls.append(sorted(kwargs))
+        return adapter.mlx_attention(*args, **kwargs)
+
+    ours, theirs = (adapter.load_lazily(checkpoint).model for _ in range(2))
+    assert adapter.replace_attention(ours, counting) == len(ours.layers)
+    tokens = mx.zeros((1, 3), mx.int32)
+    found, expected = ours(tokens), theirs(tokens)
+    assert calls == [["cache", "mask", "scale"]] * len(ours.layers)
+    assert mx.array_equal(found, expected).item()
+
+
+def test_every_expert_activation_of_mlx_lm_that_we_name_is_still_there() -> None:
+    from mlx_lm.models.deepseek_v41 import DeepseekV41SwiGLU
+    from mlx_lm.models.gemma4_text import GeGLU
+    from mlx_lm.models.step3p5 import ClampedSwiGLU
+
+    named = {
+        "geglu": GeGLU(),
+        "clamped_silu": ClampedSwiGLU(0.5),
+        "clamped_swiglu": DeepseekV41SwiGLU(0.5),
+    }
+    for name, module in named.items():
+        kind = adapter.activation_of(switch_layers.SwitchGLU(8, 8, 2, activation=module))
+        assert kind is not None
+        assert kind.name == name
+    assert adapter.activation_of(switch_layers.SwitchMLP(8, 8, 2)) is None

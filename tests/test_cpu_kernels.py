@@ -135,6 +135,13 @@ def test_bytes_behind_a_matrix_are_never_part_of_a_result() -> None:
         assert np.array_equal(np.asarray(ONE.linear(beside, x))[:, :8], y)
 
 
+def test_no_rows_give_no_results() -> None:
+    matrix, _ = matrix_of(CASES[2], 64, 128)
+    assert ONE.linear(matrix, mx.zeros((2, 0, 128))).shape == (2, 0, 64)
+    none = mx.zeros((0,), mx.uint32)
+    assert ONE.gather_linear(matrix, mx.zeros((0, 1, 128)), none).shape == (0, 1, 64)
+
+
 def test_what_no_kernel_reads_has_no_matrix() -> None:
     weight = mx.zeros((7, 128))
     assert ONE.matrix({"weight": weight}, None) is None  # 7 rows
@@ -210,6 +217,43 @@ def test_family_computes_what_mlx_computes(family: Family, tmp_path: Path) -> No
     expected = np.asarray(resident(tmp_path)(tokens)).astype(np.float64)
     found = np.asarray(resident(tmp_path, "kernels")(tokens)).astype(np.float64)
     assert np.linalg.norm(found - expected) <= 2e-4 * np.linalg.norm(expected)
+
+
+ATTENTIONS = {
+    "decode": ((1, 8, 2, 1, 300, 64, 64), None),
+    "prefill": ((2, 4, 4, 40, 40, 128, 128), "causal"),
+    "chunk": ((1, 6, 2, 17, 270, 80, 64), "causal"),
+    "booleans": ((1, 8, 2, 9, 150, 64, 64), "booleans"),
+    "numbers": ((2, 3, 1, 5, 33, 96, 128), "numbers"),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_is_that_of_mlx_and_each_query_stands_alone(name: str) -> None:
+    (batch, heads, groups, length, num_keys, width, out), mask = ATTENTIONS[name]
+    mx.random.seed(0)
+    queries = mx.random.normal((batch, heads, length, width))
+    keys = mx.random.normal((batch, groups, num_keys + 20, width))[:, :, :num_keys]
+    values = mx.random.normal((batch, groups, num_keys + 20, out))[:, :, :num_keys]
+    if mask == "booleans":
+        mask = mx.random.uniform(shape=(length, num_keys)) > 0.4
+    elif mask == "numbers":
+        mask = mx.random.normal((batch, 1, length, num_keys))
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.1, mask=mask)
+    found = TWO.attention(queries, keys, values, 0.1, mask)
+    assert found is not None
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() < 5e-6
+    if mask is None or isinstance(mask, str):
+        last = ONE.attention(queries[:, :, -1:], keys, values, 0.1, None)
+        assert last is not None
+        assert np.array_equal(np.asarray(last), np.asarray(found)[:, :, -1:])
+
+
+def test_attention_that_the_kernels_cannot_is_left_to_mlx() -> None:
+    x = mx.zeros((1, 2, 3, 64))
+    assert ONE.attention(x.astype(mx.bfloat16), x, x, 1.0, None) is None
+    assert ONE.attention(x, x, x[..., :40], 1.0, None) is None
+    assert ONE.attention(x, x, x, 1.0, "some other mask") is None
 
 
 def test_threads_may_call_at_the_same_time() -> None:

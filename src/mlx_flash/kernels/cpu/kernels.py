@@ -69,6 +69,8 @@ class CpuKernels:
 
     def linear(self, matrix: Matrix, x: mx.array) -> mx.array:
         """Return `x[..., K]` times the matrix, plus its bias: `[..., N]`."""
+        if x.size == 0:
+            return mx.zeros((*x.shape[:-1], matrix.num_rows), x.dtype)
         rows = as_rows(x)
         if len(rows) == 1:
             one = self._one_input.get(matrix)
@@ -82,6 +84,8 @@ class CpuKernels:
     def gather_linear(self, matrix: Matrix, x: mx.array, slots: mx.array) -> mx.array:
         """Return `x[..., 1, K]` times the matrix in slot `slots[...]`: `[..., 1, N]`."""
         picked = np.asarray(slots)
+        if picked.size == 0:
+            return mx.zeros((*picked.shape, 1, matrix.num_rows), x.dtype)
         inputs = np.arange(x.size // x.shape[-1]).reshape(x.shape[:-2])
         rows = np.broadcast_to(inputs, picked.shape).reshape(-1)
         y = run_gathered(self._pool, matrix, as_rows(x), rows, picked.reshape(-1))
@@ -90,6 +94,8 @@ class CpuKernels:
     def experts(self, matrices: ExpertMatrices, x: mx.array, slots: mx.array) -> mx.array:
         """Return what the experts in `slots[..., K]` make of `x[..., D]`: `[..., K, D]`."""
         picked = np.asarray(slots)
+        if picked.size == 0:
+            return mx.zeros((*picked.shape, matrices.down.num_rows), x.dtype)
         y = run_experts(self._pool, matrices, as_rows(x), picked.reshape(-1, picked.shape[-1]))
         return _like(x, y.reshape(*picked.shape, matrices.down.num_rows))
 
@@ -110,7 +116,11 @@ class CpuKernels:
         causal = isinstance(mask, str)
         known = all(array.ndim == 4 and array.dtype == mx.float32 for array in arrays)
         widths = queries.shape[-1] % 16 == 0 and values.shape[-1] % 64 == 0
-        if not (known and widths) or (isinstance(mask, str) and mask != "causal"):
+        if (
+            not (known and widths)
+            or queries.size == 0
+            or (isinstance(mask, str) and mask != "causal")
+        ):
             return None
         mx.async_eval(*arrays)
         q, k, v = (np.asarray(array) for array in arrays)
