@@ -1,5 +1,6 @@
 """Measures the CPU kernels: weight bytes per second, error, and the ratio to MLX's operations."""
 
+import itertools
 import statistics
 import threading
 import time
@@ -123,9 +124,9 @@ def _experts_row(case: Case, kernels: CpuKernels, copy_gbps: float) -> KernelRow
     first = found.reshape(-1)[:CHECKED_ROWS]
     error = np.linalg.norm(first - truth) / np.linalg.norm(truth)
     nbytes = nbytes_of(tensors) * _TOP_K / _EXPERTS
-    ours, theirs = iter(picks * 4), iter(picks * 4)
-    gbps = nbytes / _median_s(lambda: kernels.gather_linear(matrix, x, next(ours)), 2) / 1e9
-    mlx_s = _median_s(lambda: mx.eval(mlx_gather(x, stack, next(theirs), case)), 2)
+    ours, theirs = itertools.cycle(picks), itertools.cycle(picks)
+    gbps = nbytes / _median_s(lambda: kernels.gather_linear(matrix, x, next(ours))) / 1e9
+    mlx_s = _median_s(lambda: mx.eval(mlx_gather(x, stack, next(theirs), case)), 3)
     ratio = gbps / (nbytes / mlx_s / 1e9)
     threads = kernels.num_threads
     return KernelRow(case.label, "experts", 1, threads, gbps, gbps / copy_gbps, float(error), ratio)

@@ -31,10 +31,12 @@ _PHASE_BYTES = 192
 _read = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
 _write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
 _yield = types.ExternalFunction("sched_yield", types.int32())
+_sleep_us = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 _LINUX = sys.platform == "linux"
 _MAX_CORES = 1024  # of the C library's set of cores
-_SPINS = 200  # looks at a counter before the processor is offered to others
+_SPINS = 200  # looks at a counter before the core is offered to others
+_PATIENCE = 20 * _SPINS  # and before it is left to them: whom we wait for may be waiting for it
 
 
 def start_of(array: npt.NDArray[Any]) -> int:
@@ -156,6 +158,16 @@ else:
 
 
 @compiled
+def _be_polite(looks):  # type: ignore[no-untyped-def]
+    """Let others have the core now and then, while another thread is waited for."""
+    if looks % _SPINS == 0:
+        if looks > _PATIENCE:
+            _sleep_us(20)
+        else:
+            _yield()
+
+
+@compiled
 def _work(shared):  # type: ignore[no-untyped-def]
     """Take chunks until all phases are done."""
     phases = load_int(shared + _PHASES)
@@ -167,11 +179,10 @@ def _work(shared):  # type: ignore[no-untyped-def]
             call(load_int(phase + _FUNCTION), load_int(phase + _TASK), chunk)
             fetch_add(phase + _DONE, 1)
             chunk = fetch_add(phase + _NEXT, 1)
-        spins = 0
+        looks = 0
         while shared_load(phase + _DONE) < num_chunks:
-            spins += 1
-            if spins % _SPINS == 0:
-                _yield()
+            looks += 1
+            _be_polite(looks)
 
 
 @compiled
@@ -185,11 +196,10 @@ def _run(shared, message, phases, num_phases, wake, message_bytes):  # type: ign
         _write(wake, message, message_bytes)
     _work(shared)
     shared_store(shared + _OPEN, 0)
-    spins = 0
+    looks = 0
     while shared_load(shared + _ACTIVE) > 0:
-        spins += 1
-        if spins % _SPINS == 0:
-            _yield()
+        looks += 1
+        _be_polite(looks)
 
 
 @compiled
