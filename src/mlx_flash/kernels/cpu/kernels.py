@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
@@ -122,8 +123,7 @@ class CpuKernels:
             or (isinstance(mask, str) and mask != "causal")
         ):
             return None
-        mx.async_eval(*arrays)
-        q, k, v = (np.asarray(array) for array in arrays)
+        q, k, v = evaluate(*arrays)
         if any(array.strides[-1] != array.itemsize for array in (k, v)):
             return None
         added = None
@@ -145,21 +145,25 @@ def expert_matrices(
     return ExpertMatrices(first, up, down, kind)
 
 
-def as_rows(x: mx.array) -> npt.NDArray[np.float32]:
-    """Return an array as contiguous float32 rows `[n, D]`. Evaluates it.
+def evaluate(*arrays: mx.array) -> list[npt.NDArray[Any]]:
+    """Return MLX arrays as numpy sees them, in place.
 
     Raises:
         UnsupportedModelError: inside a gradient or another transformation of MLX.
     """
-    wide = x if x.dtype == mx.float32 else x.astype(mx.float32)
     try:
-        mx.async_eval(wide)  # unlike a plain look at the values, this is refused where it must be
+        mx.async_eval(*arrays)  # unlike a plain look at the values, refused where it must be
     except ValueError as error:
         raise UnsupportedModelError(
             "the CPU kernels compute forward only: load the model with kernels='reference'."
         ) from error
-    rows: npt.NDArray[np.float32] = np.ascontiguousarray(np.asarray(wide))
-    return rows.reshape(-1, x.shape[-1])
+    return [np.asarray(array) for array in arrays]
+
+
+def as_rows(x: mx.array) -> npt.NDArray[np.float32]:
+    """Return an array as contiguous float32 rows `[n, D]`."""
+    (values,) = evaluate(x if x.dtype == mx.float32 else x.astype(mx.float32))
+    return np.ascontiguousarray(values).reshape(-1, x.shape[-1])
 
 
 def _like(x: mx.array, y: npt.NDArray[np.float32]) -> mx.array:
