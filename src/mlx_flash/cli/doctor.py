@@ -49,7 +49,7 @@ def command(
             f"{report.ssd_gbps:.2f} GB/s, {report.ssd_latency_s * 1e6:.0f} µs per small read "
             f"({gigabytes(report.ssd_read_bytes)} read {way})",
         )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     for problem in report.problems:
         console.print(f"! {problem}")

@@ -70,7 +70,7 @@ def command(
     cache_options = CacheOptions(policy=policy, capacity=capacity)
     kernel_options = KernelOptions(kernels=kernels)
     check_either(limit, cache_options)
-    notes = Console(stderr=True, highlight=False)
+    notes = Console(stderr=True, highlight=False, markup=False)
     text = prompt
     if prompt == "-":
         text = sys.stdin.read() if sys.stdin else ""

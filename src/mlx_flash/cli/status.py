@@ -29,7 +29,7 @@ class StatusLine:
         """`enabled=False` prints nothing at all."""
         self._enabled = enabled
         self._live = (
-            Live(console=Console(highlight=False), auto_refresh=False, transient=True)
+            Live(console=Console(highlight=False, markup=False), auto_refresh=False, transient=True)
             if enabled and sys.stdout is not None and sys.stdout.isatty()
             else None
         )

@@ -118,7 +118,8 @@ def stream_experts(
     `capacity` is the number of slots per layer. The experts' arrays in the model must not have
     been evaluated: they are dropped. The checkpoint must hold them under the model's own names,
     as they are: whether your loader changed them on the way is not checked here, as `load` does.
-    Nor does this cast activations or cap the memory that MLX keeps of freed buffers.
+    Nor does this cast activations or cap the memory that MLX keeps of freed buffers, and MLX's
+    operations compute.
 
     Raises:
         ModelNotFoundError, FormatError: the folder is no sound checkpoint.
