@@ -1,6 +1,7 @@
 """The CPU kernels: right to float64, and one order of summation whatever is computed beside."""
 
 import math
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -276,17 +277,26 @@ def test_threads_may_call_at_the_same_time() -> None:
     assert wrong == []
 
 
-def test_a_pools_threads_end_with_it() -> None:
-    before = threading.active_count()
-    kernels = CpuKernels(4)
+@pytest.mark.parametrize("through", ["eventfd", "pipe"])
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_a_pool_works_and_its_threads_end_with_it(
+    num_threads: int, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if through == "pipe":  # as where there is no eventfd
+        monkeypatch.delattr(os, "eventfd", raising=False)
+    before = set(threading.enumerate())
+    kernels = CpuKernels(num_threads)
     matrix, _ = matrix_of(CASES[2], 512, 512)
-    kernels.linear(matrix, mx.ones((1, 512)))
-    started = [t for t in threading.enumerate() if t.name.startswith("cpu-kernel")]
-    assert threading.active_count() >= before + 3
+    x = mx.random.normal((5, 512))
+    expected = np.asarray(ONE.linear(matrix, x))
+    for _ in range(100):
+        assert np.array_equal(np.asarray(kernels.linear(matrix, x)), expected)
+    started = set(threading.enumerate()) - before
+    assert len(started) == num_threads - 1
     del kernels
-    for thread in started[-3:]:
+    for thread in started:
         thread.join(timeout=10)
-    assert threading.active_count() <= before
+        assert not thread.is_alive()
 
 
 def test_a_gradient_through_the_kernels_is_refused() -> None:

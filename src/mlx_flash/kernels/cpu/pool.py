@@ -6,6 +6,7 @@ of a pipe (Linux wakes the reader of a pipe on the core of the writer), and neve
 last chunk of a phase.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -87,7 +88,8 @@ class Pool:
             sleep_on, self._message = self._wake, np.array([others], np.int64)
         else:
             sleep_on, self._wake = os.pipe()
-            self._message = np.zeros(others, np.int64)  # one word for each
+            os.set_blocking(self._wake, False)  # a full pipe wakes as well as one word more
+            self._message = np.zeros(max(1, others), np.int64)  # one word for each
         for _ in range(others):
             own = (os.dup(sleep_on), np.zeros(1, np.int64), self._shared)
             threading.Thread(
@@ -100,7 +102,7 @@ class Pool:
 
     def run(self, program: Program, *, alone: bool = False) -> None:
         """Do all phases, one after the other; `alone` wakes no other thread."""
-        message_bytes = 0 if alone else self._message.nbytes
+        message_bytes = 0 if alone or self.num_threads == 1 else self._message.nbytes
         with self.turn:
             table, count = program.start(), len(program.phases)
             _run(*self._addresses, table, count, self._wake, message_bytes)
@@ -108,7 +110,8 @@ class Pool:
 
 def _end(shared: npt.NDArray[np.int64], wake: int, message: npt.NDArray[np.int64]) -> None:
     shared[_ENDED // 8] = 1
-    os.write(wake, message.tobytes())
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        os.write(wake, message.tobytes())
     os.close(wake)
 
 
