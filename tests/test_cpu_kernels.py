@@ -255,6 +255,22 @@ def test_attention_that_the_kernels_cannot_is_left_to_mlx() -> None:
     assert ONE.attention(x.astype(mx.bfloat16), x, x, 1.0, None) is None
     assert ONE.attention(x, x, x[..., :40], 1.0, None) is None
     assert ONE.attention(x, x, x, 1.0, "some other mask") is None
+    assert ONE.attention(x, x[..., :32], x, 1.0, None) is None
+    assert ONE.attention(x, x, x[:, :, :2], 1.0, None) is None
+    assert ONE.attention(x, x[:, :, :2], x[:, :, :2], 1.0, "causal") is None
+    assert ONE.attention(x, mx.zeros((2, 2, 3, 64)), mx.zeros((2, 2, 3, 64)), 1.0, None) is None
+
+
+@pytest.mark.parametrize("kind", ["one key for all", "transposed"])
+def test_a_mask_of_any_strides_is_read_in_its_own_order(kind: str) -> None:
+    mx.random.seed(0)
+    queries, keys, values = (mx.random.normal((2, 2, n, 64)) for n in (7, 19, 19))
+    mask = mx.random.normal((2, 1, 7, 1) if kind == "one key for all" else (19, 7))
+    mask = mask if kind == "one key for all" else mask.T
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.1, mask=mask)
+    found = TWO.attention(queries, keys, values, 0.1, mask)
+    assert found is not None
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() < 5e-6
 
 
 def test_threads_may_call_at_the_same_time() -> None:

@@ -212,6 +212,8 @@ def run_attention(
     task[10:16] = *keys.strides[:3], *values.strides[:3]
     task[Attention.CAUSAL] = causal
     if mask is not None:
+        if mask.shape[-1:] != keys.shape[2:3] or mask.strides[-1] != mask.itemsize:
+            mask = np.ascontiguousarray(np.broadcast_to(mask, (*mask.shape[:-1], keys.shape[2])))
         full = np.broadcast_to(mask, (batch, heads, length, keys.shape[2]))
         task[Attention.MASK] = full.ctypes.data
         task[Attention.MASK_BATCH_STRIDE :] = full.strides[:3]

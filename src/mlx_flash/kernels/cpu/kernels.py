@@ -123,6 +123,12 @@ class CpuKernels:
             or (isinstance(mask, str) and mask != "causal")
         ):
             return None
+        batch, heads, length, width = queries.shape
+        kv_batch, kv_heads, num_keys, key_width = keys.shape
+        fitting = (kv_batch, key_width) == (batch, width) and heads % max(1, kv_heads) == 0
+        enough = num_keys >= (length if causal else 1)
+        if not (fitting and enough) or values.shape[:3] != keys.shape[:3]:
+            return None  # MLX computes it, or says what is wrong
         q, k, v = evaluate(*arrays)
         if any(array.strides[-1] != array.itemsize for array in (k, v)):
             return None
@@ -141,6 +147,9 @@ def expert_matrices(
     if first is None or down is None or kind is None:
         return None
     if up is not None and (up.format, up.width) != (first.format, first.width):
+        return None
+    widths = {first.num_rows, down.width} | ({up.num_rows} if up is not None else set())
+    if len(widths) > 1:
         return None
     return ExpertMatrices(first, up, down, kind)
 

@@ -9,6 +9,7 @@ last chunk of a phase.
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -118,7 +119,8 @@ def _end(shared: npt.NDArray[np.int64], wake: int, message: npt.NDArray[np.int64
 def _serve_forever(
     descriptor: int, word: npt.NDArray[np.int64], shared: npt.NDArray[np.int64]
 ) -> None:
-    """Work whenever a word arrives, until the pool ends."""
+    """Work whenever a word arrives, until the pool ends. Signals are for other threads."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     allowed, own = (np.zeros(_MAX_CORES // 64, np.uint64) for _ in range(2))
     cores = os.sched_getaffinity(0) if _LINUX else set()
     for core in cores:
