@@ -52,7 +52,12 @@ class Reference:
 
     def logits(self, device: str) -> list[mx.array]:
         if device not in self._logits:
-            self._logits[device] = list(run_both(resident(self.folder, device)))
+            try:
+                self._logits[device] = list(run_both(resident(self.folder, device)))
+            except RuntimeError as error:  # MLX's CUDA kernel for float32 4-bit, groups of 128
+                if device != "gpu":
+                    raise
+                pytest.skip(f"plain mlx-lm cannot run this checkpoint on this GPU: {error}")
         return self._logits[device]
 
     def repeats(self, device: str) -> bool:
@@ -89,10 +94,11 @@ def test_streamed_logits_equal_resident_logits(
     run = list(run_both(ours.model))
     ours.stream.cache.check_integrity()
     assert ours.stream.cache.capacities == [capacity] * len(ours.layouts)
-    if not reference.repeats(device):
+    steps = differing(run, expected)
+    if steps and not reference.repeats(device):
         assert differing_switches(ours.model, resident(reference.folder)) == []
         pytest.skip(ONLY_EXPERTS)
-    assert differing(run, expected) == []
+    assert steps == []
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)
