@@ -31,7 +31,7 @@ from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.engine.need import steps_for
 from mlx_flash.kernels.dispatch import choose_kernels
 from mlx_flash.streaming import adapter
-from mlx_flash.streaming.dense import swap_dense
+from mlx_flash.streaming.swap import swap_modules
 from mlx_flash.streaming.install import activations, expert_formats, survey
 from mlx_flash.telemetry import machine
 files = ModelFiles.open(None)
@@ -40,7 +40,7 @@ prompt = encode(files.tokenizer, "What does shutil.copytree do? " * int(sys.argv
 kernels = choose_kernels("cpu", True, machine.num_cores()).cpu  # the code is no part of the model
 lazy = adapter.load_lazily(files.checkpoint.folder)
 sites = survey(lazy.model, files.checkpoint)
-formats = swap_dense(lazy.model, kernels) + expert_formats(sites, kernels)
+formats = [*swap_modules(lazy.model, kernels).formats, *expert_formats(sites, kernels)]
 kernels.compile(formats, activations(sites), lambda number, of: None)
 del lazy, sites
 before = machine.rss_bytes()

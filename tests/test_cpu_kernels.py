@@ -1,8 +1,14 @@
 """The CPU kernels: right to float64, and one order of summation whatever is computed beside."""
 
+import builtins
+import copy
+import dataclasses
+import gc
 import math
 import os
+import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import numpy as np
 import pytest
 from comparing import opened, random_tokens, resident
 from families import FAMILIES, Family, write_checkpoint
+from mlx_lm.generate import generate_step
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.switch_layers import SwiGLU, SwitchGLU, SwitchMLP
 
@@ -23,6 +30,8 @@ from mlx_flash.kernels.activations import ACTIVATIONS
 from mlx_flash.kernels.cpu.kernels import CpuKernels
 from mlx_flash.kernels.cpu.matrix import Matrix
 from mlx_flash.streaming import adapter
+from mlx_flash.streaming.dense import LOGIT_POSITIONS
+from mlx_flash.streaming.swap import swap_modules
 from mlx_flash.streaming.switch import ExpertTwin, ResidentStacks, on_stacks
 
 ONE, TWO, FIVE = CpuKernels(1), CpuKernels(2), CpuKernels(5)
@@ -246,19 +255,19 @@ def test_attention_is_that_of_mlx_and_each_query_stands_alone(name: str) -> None
     assert np.abs(np.asarray(found) - np.asarray(expected)).max() < 5e-6
     if mask is None or isinstance(mask, str):
         last = ONE.attention(queries[:, :, -1:], keys, values, 0.1, None)
-        assert last is not None
         assert np.array_equal(np.asarray(last), np.asarray(found)[:, :, -1:])
 
 
 def test_attention_that_the_kernels_cannot_is_left_to_mlx() -> None:
     x = mx.zeros((1, 2, 3, 64))
-    assert ONE.attention(x.astype(mx.bfloat16), x, x, 1.0, None) is None
-    assert ONE.attention(x, x, x[..., :40], 1.0, None) is None
-    assert ONE.attention(x, x, x, 1.0, "some other mask") is None
-    assert ONE.attention(x, x[..., :32], x, 1.0, None) is None
-    assert ONE.attention(x, x, x[:, :, :2], 1.0, None) is None
-    assert ONE.attention(x, x[:, :, :2], x[:, :, :2], 1.0, "causal") is None
-    assert ONE.attention(x, mx.zeros((2, 2, 3, 64)), mx.zeros((2, 2, 3, 64)), 1.0, None) is None
+    assert ONE.attends(x, x, x, None)
+    assert not ONE.attends(x.astype(mx.bfloat16), x, x, None)
+    assert not ONE.attends(x, x, x[..., :40], None)
+    assert not ONE.attends(x, x, x, "some other mask")
+    assert not ONE.attends(x, x[..., :32], x, None)
+    assert not ONE.attends(x, x, x[:, :, :2], None)
+    assert not ONE.attends(x, x[:, :, :2], x[:, :, :2], "causal")
+    assert not ONE.attends(x, mx.zeros((2, 2, 3, 64)), mx.zeros((2, 2, 3, 64)), None)
 
 
 @pytest.mark.parametrize("kind", ["one key for all", "transposed"])
@@ -269,7 +278,6 @@ def test_a_mask_of_any_strides_is_read_in_its_own_order(kind: str) -> None:
     mask = mask if kind == "one key for all" else mask.T
     expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.1, mask=mask)
     found = TWO.attention(queries, keys, values, 0.1, mask)
-    assert found is not None
     assert np.abs(np.asarray(found) - np.asarray(expected)).max() < 5e-6
 
 
@@ -322,7 +330,7 @@ def test_a_gradient_through_the_kernels_is_refused() -> None:
 
 
 def test_without_numba_mlx_computes_and_a_sentence_says_so(monkeypatch: Any) -> None:
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "numba", None)
     choice = dispatch.choose_kernels(None, on_cpu=True, num_threads=2)
     assert choice.name == "reference"
     assert "pip install 'mlx-flash[cpu]'" in choice.why
@@ -331,6 +339,18 @@ def test_without_numba_mlx_computes_and_a_sentence_says_so(monkeypatch: Any) -> 
     assert dispatch.choose_kernels(None, on_cpu=False, num_threads=2).why == ""
     with pytest.raises(OptionError, match="computes on a GPU"):
         dispatch.choose_kernels("cpu", on_cpu=False, num_threads=2)
+
+
+def test_a_numba_that_cannot_be_imported_is_named(monkeypatch: Any) -> None:
+    def fail(name: str, *args: Any) -> Any:
+        if name == "numba":
+            raise ImportError("Numba needs NumPy 2.3 or less", name="numba.core")
+        return real(name, *args)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", fail)
+    why = dispatch.choose_kernels(None, on_cpu=True, num_threads=2).why
+    assert "cannot be imported: Numba needs NumPy 2.3 or less" in why
 
 
 def test_unknown_kernels_are_refused() -> None:
@@ -345,3 +365,62 @@ def test_dense_matrices_stay_in_the_types_they_are_stored_in(checkpoint: Path) -
     assert layer.input_layernorm.weight.dtype == mx.float32
     assert loaded.model(random_tokens(3, 100)).dtype == mx.float32
     assert math.isfinite(loaded.model(random_tokens(3, 100)).sum().item())
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_weight_that_is_changed_in_place_is_read_again(bits: int | None) -> None:
+    layer: nn.Module = nn.Linear(128, 64)
+    if bits:
+        layer = layer.to_quantized(group_size=64, bits=bits)
+    model = nn.Sequential(layer)
+    swap_modules(model, ONE)
+    x, changed = mx.random.normal((3, 128)), "scales" if bits else "weight"
+    before = model(x)
+    model.layers[0][changed] += 1
+    assert not np.allclose(model(x), before)
+    layer[changed] += 1
+    assert np.allclose(model(x), layer(x), atol=1e-3)
+
+
+def test_a_transposed_weight_is_read() -> None:
+    layer = nn.Linear(128, 64)
+    layer.weight = mx.random.normal((128, 64)).T
+    model = nn.Sequential(layer)
+    swap_modules(model, ONE)
+    x = mx.random.normal((2, 128))
+    assert np.allclose(model(x), layer(x), atol=1e-4)
+
+
+def test_a_copied_resident_model_shares_its_experts(checkpoint: Path) -> None:
+    ours = opened(checkpoint, CacheOptions(), MemoryLimit(everything=True), "kernels").model
+    twin, tokens = copy.deepcopy(ours), random_tokens(3, 100)
+    expected = np.asarray(ours(tokens))
+    del ours
+    gc.collect()
+    assert np.array_equal(twin(tokens), expected)
+
+
+def test_the_logits_of_a_long_prompt_take_no_memory(qwen: Family, tmp_path: Path) -> None:
+    """They are 96 MB here, and larger than the model elsewhere; prefill never looks at them."""
+    family = dataclasses.replace(qwen, config=qwen.config | {"vocab_size": 60_000})
+    folder = write_checkpoint(family, tmp_path, quantization={"group_size": 64, "bits": 4})
+    options, limit = CacheOptions(), MemoryLimit(everything=True)
+    model = opened(folder, options, limit, "kernels").model
+    prompt = random_tokens(400, 100)[0]
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    tracemalloc.start()
+    next(generate_step(prompt, model, max_tokens=1))
+    numpy_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mx.get_peak_memory() - before < 24_000_000
+    assert numpy_peak < 24_000_000
+
+
+def test_logits_that_are_left_to_mlx_are_those_of_the_kernels(checkpoint: Path) -> None:
+    ours = opened(checkpoint, CacheOptions(), MemoryLimit(everything=True), "kernels").model
+    tokens = random_tokens(LOGIT_POSITIONS + 1, 100)
+    many = ours(tokens)
+    few = ours(tokens[:, :LOGIT_POSITIONS])
+    assert np.allclose(many[:, :LOGIT_POSITIONS], few, rtol=1e-4, atol=1e-5)

@@ -1,1 +1,1 @@
-"""Measures what the product does, through the interfaces that users have."""
+"""Measures the kernels and the model on this machine."""

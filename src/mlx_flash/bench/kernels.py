@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..kernels import reference
 from ..kernels.cpu.kernels import CpuKernels
 from ..kernels.cpu.matrix import Matrix
 from .matrices import (
@@ -19,7 +20,6 @@ from .matrices import (
     CHECKED_ROWS,
     Case,
     mlx_gather,
-    mlx_linear,
     nbytes_of,
     random_matrix,
 )
@@ -88,7 +88,7 @@ def _case_rows(case: Case, cores: int, copy: dict[int, float]) -> Iterator[Kerne
     mx.eval(part)
     for batch in (1, 8):
         x = mx.random.normal((batch, _WIDTH))
-        mlx_s = _median_s(partial(_evaluated, mlx_linear, x, part, case), 3)
+        mlx_s = _median_s(partial(_evaluated, reference.linear, x, part, case.quantization), 3)
         mlx_gbps = nbytes / _MLX_SHARE / mlx_s / 1e9
         truth = np.asarray(x).astype(np.float64) @ exact.T
         for threads, kernels in pools.items():

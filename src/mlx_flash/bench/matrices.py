@@ -68,24 +68,8 @@ def _packing(how: Quantization) -> dict[str, Any]:
     return {"group_size": how.group_size, "bits": how.bits, "mode": how.mode}
 
 
-def mlx_linear(x: mx.array, tensors: dict[str, mx.array], case: Case) -> mx.array:
-    """Return `x[n, K]` times the matrix, transposed, with MLX's operation."""
-    how = case.quantization
-    if how is None:
-        return x @ tensors["weight"].astype(mx.float32).T
-    scales, biases = _as_mlx_reads(tensors, how)
-    return mx.quantized_matmul(
-        x,
-        tensors["weight"],
-        scales,
-        biases,
-        transpose=True,
-        **_packing(how),
-    )
-
-
 def mlx_gather(x: mx.array, stack: dict[str, mx.array], indices: mx.array, case: Case) -> mx.array:
-    """Return `x[1, 1, K]` times the matrices `indices[K]` of a stack, with MLX\'s operation."""
+    """Return `x[1, 1, K]` times the matrices `indices[K]` of a stack, with MLX's operation."""
     how = case.quantization
     if how is None:
         weight = stack["weight"][indices].astype(mx.float32)  # all that its CPU back end gathers

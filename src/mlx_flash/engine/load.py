@@ -1,5 +1,6 @@
 """Loads a model so that it stays under a memory limit: streamed, or resident when it fits."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,6 @@ from ..kernels.dispatch import KernelChoice, choose_kernels
 from ..planner.memory import MemoryPlan, ModelNeed, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
-from ..streaming.attention import swap_attention
-from ..streaming.dense import swap_dense
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import (
     activations,
@@ -32,6 +31,7 @@ from ..streaming.install import (
     install_resident,
     survey,
 )
+from ..streaming.swap import swap_modules
 from ..telemetry import machine
 from .backend import computes_on_cpu, model_memory
 from .find import find_model
@@ -110,6 +110,8 @@ def load(
         prefill_steps=PREFILL_STEPS[:1],
         kernel_options=KernelOptions(kernels=kernels),
     )
+    if loaded.kernels.why:
+        warnings.warn(loaded.kernels.why, stacklevel=2)
     return loaded.model, files.tokenizer
 
 
@@ -139,10 +141,11 @@ def load_model(
     kernels = choose_kernels(wanted, computes_on_cpu(), machine.num_cores())
     lazy = adapter.load_lazily(checkpoint.folder)
     sites = survey(lazy.model, checkpoint, lazy.in_place)
+    swapped = None
     if kernels.cpu is not None:
-        formats = swap_dense(lazy.model, kernels.cpu) + expert_formats(sites, kernels.cpu)
+        swapped = swap_modules(lazy.model, kernels.cpu)
+        formats = [*swapped.formats, *expert_formats(sites, kernels.cpu)]
         kernels.cpu.compile(formats, activations(sites), on_compile)
-    swapped = kernels.cpu is not None
     needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped)
     plan, step = _plan(needs, limit, cache_options.capacity)
     need = needs[0][1]
@@ -154,8 +157,6 @@ def load_model(
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
     elif kernels.cpu is not None:
         install_resident(lazy.model, sites, kernels.cpu)
-    if kernels.cpu is not None:
-        swap_attention(lazy.model, kernels.cpu)
     use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all

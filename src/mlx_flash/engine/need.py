@@ -9,9 +9,10 @@ from mlx.nn.layers.base import Module
 from ..formats.checkpoint import Checkpoint
 from ..planner.memory import ModelNeed, staging_bytes
 from ..streaming import adapter
-from ..streaming.dense import cast_all_but_swapped, shapes_only
+from ..streaming.dense import cast_all_but_swapped
 from ..streaming.install import SwitchSite
 from ..streaming.layer_stream import HELD_RESULT_BYTES
+from ..streaming.swap import SwappedModules
 from ..streaming.switch import ShapeOnlySwitch
 from .backend import computes_on_cpu
 
@@ -34,27 +35,33 @@ def measure_need(
     checkpoint: Checkpoint,
     context_tokens: int,
     prefill_steps: Sequence[int],
-    swapped: bool,
+    swapped: SwappedModules | None,
 ) -> list[tuple[int, ModelNeed]]:
     """Return prefill steps with what the model needs to compute so many tokens at once.
 
     The first is the largest of `prefill_steps` (descending) whose staging is small beside the
     weights; smaller ones follow. Reads no weight: a forward pass is built for its shapes, and
-    never evaluated. `swapped` says that the model runs on the CPU kernels.
+    never evaluated. `swapped` is what of the model runs on the CPU kernels.
     """
-    with _shapes_only(model, sites) as stand_ins, shapes_only(model):
+    no_products = swapped.shapes_only() if swapped else contextlib.nullcontext()
+    with _shapes_only(model, sites) as stand_ins, no_products:
         use_float32_on_cpu(model, swapped)
         kv_bytes = adapter.cache_bytes(model, context_tokens)
         resident = sum(array.nbytes for array in adapter.parameters(model).values())
-    as_float32 = computes_on_cpu() and not swapped
+    as_float32 = computes_on_cpu() and swapped is None
     experts = sum(_resident_expert_bytes(site, as_float32) for site in sites)
     widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
     heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
+    if swapped is not None:
+        heads = swapped.scored_heads(heads)
     held = len(sites) * HELD_RESULT_BYTES
     layouts = tuple(site.layout for site in sites)
     needs = []
     for step in dict.fromkeys(min(step, context_tokens) for step in prefill_steps):
-        staging = staging_bytes(step, context_tokens, max(widths, default=0), heads)
+        elements = step * max(widths, default=0)
+        if swapped is not None:
+            elements = max(elements, swapped.scratch_elements(step))
+        staging = staging_bytes(step, context_tokens, elements, heads)
         working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
         small = staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts))
         needs.append((step, small, ModelNeed(resident, experts, working, layouts)))
@@ -67,12 +74,12 @@ def freed_buffers_bytes(weight_bytes: int) -> int:
     return min(_FREED_BUFFERS_BYTES, int(_FREED_BUFFERS_SHARE * weight_bytes))
 
 
-def use_float32_on_cpu(model: Module, swapped: bool) -> None:
+def use_float32_on_cpu(model: Module, swapped: SwappedModules | None) -> None:
     """Make activations float32 on the CPU, where MLX's half-precision products are far slower.
 
-    `swapped` says that modules of the model run on the CPU kernels: they keep their types.
+    What is `swapped` keeps its types.
     """
-    if computes_on_cpu() and swapped:
+    if computes_on_cpu() and swapped is not None:
         cast_all_but_swapped(model, mx.float32)
     elif computes_on_cpu():
         model.set_dtype(mx.float32)

@@ -1,6 +1,5 @@
 """Chooses the kernels of a model, once, when it is loaded."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,11 +39,7 @@ def choose_kernels(wanted: str | None, on_cpu: bool, num_threads: int) -> Kernel
     """
     if wanted == "reference" or (wanted is None and not on_cpu):
         return KernelChoice()
-    missing = ""
-    if not on_cpu:
-        missing = "MLX computes on a GPU"
-    elif importlib.util.find_spec("numba") is None:
-        missing = "numba is not installed (pip install 'mlx-flash[cpu]')"
+    missing = _missing_numba() if on_cpu else "MLX computes on a GPU"
     if missing and wanted is not None:
         raise OptionError(f"the CPU kernels cannot run: {missing}.")
     if missing:
@@ -54,3 +49,14 @@ def choose_kernels(wanted: str | None, on_cpu: bool, num_threads: int) -> Kernel
 
     why = "" if can_cache() else _NOT_CACHED
     return KernelChoice(CpuKernels(num_threads), why)
+
+
+def _missing_numba() -> str:
+    """Return why numba cannot be used, empty when it can."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        if error.name == "numba":
+            return "numba is not installed (pip install 'mlx-flash[cpu]')"
+        return f"numba is installed and cannot be imported: {error}"
+    return ""

@@ -1,9 +1,10 @@
-"""Expert matrix products made of MLX operations: the definition of what is correct.
+"""Matrix products made of MLX operations: the definition of what is correct.
 
-They do to a slot buffer what mlx-lm's `SwitchLinear` and `QuantizedSwitchLinear` do to a stack
-of all experts, operation for operation, so that the results agree bit for bit.
+Those of experts do to a slot buffer what mlx-lm's `SwitchLinear` and `QuantizedSwitchLinear` do to
+a stack of all experts, operation for operation, so that the results agree bit for bit.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,3 +85,40 @@ def _gather_dense_in_float32(x: mx.array, weight: mx.array, slots: mx.array) -> 
         mx.eval(y)
     assert y is not None, "a call without tokens reached the kernel"
     return y.astype(mx.result_type(x, weight))
+
+
+def linear(
+    x: mx.array, tensors: Mapping[str, mx.array], quantization: Quantization | None
+) -> mx.array:
+    """Return `x[..., K]` times a matrix, transposed, plus what there is of `bias`: `[..., N]`.
+
+    Computes in float32, where MLX's CPU back end is fastest, and lazily.
+    """
+    if quantization is None:
+        y = x @ tensors["weight"].astype(mx.float32).T
+    else:
+        how = dataclasses.asdict(quantization)
+        y = mx.quantized_matmul(
+            x, tensors["weight"], *_float32_scales(tensors, quantization), transpose=True, **how
+        )
+    return y + tensors["bias"].astype(mx.float32) if "bias" in tensors else y
+
+
+def embedding_rows(
+    tensors: Mapping[str, mx.array], tokens: mx.array, quantization: Quantization | None
+) -> mx.array:
+    """Return the rows `tokens[...]` of a table in float32: `[..., K]`."""
+    picked = {name: array[tokens] for name, array in tensors.items()}
+    if quantization is None:
+        return picked["weight"].astype(mx.float32)
+    how = dataclasses.asdict(quantization)
+    rows = mx.dequantize(picked["weight"], *_float32_scales(picked, quantization), **how)
+    return rows.astype(mx.float32)
+
+
+def _float32_scales(
+    tensors: Mapping[str, mx.array], quantization: Quantization
+) -> tuple[mx.array, mx.array | None]:
+    if quantization.mode != "affine":
+        return tensors["scales"], None
+    return tensors["scales"].astype(mx.float32), tensors["biases"].astype(mx.float32)

@@ -167,15 +167,13 @@ def _largest_capacity(need: ModelNeed, limit_bytes: int) -> int:
     return low
 
 
-def staging_bytes(num_tokens: int, context_tokens: int, expert_width: int, num_heads: int) -> int:
+def staging_bytes(num_tokens: int, context_tokens: int, elements: int, num_heads: int) -> int:
     """Return the memory that computing `num_tokens` at once in float32 takes beside the rest.
 
-    `expert_width` is the sum of the widths of one token's intermediate results in a layer;
-    `num_heads` counts attention heads whose scores are held for the whole context, 0 where the
-    attention kernel is fused.
+    `elements` counts the numbers of the intermediate results that are held together; `num_heads`
+    attention heads whose scores are held for the whole context, 0 where attention is fused.
     """
-    scores = 2 * num_heads * num_tokens * context_tokens
-    return 4 * (num_tokens * expert_width + scores)
+    return 4 * (elements + 2 * num_heads * num_tokens * context_tokens)
 
 
 def gigabytes(num_bytes: int) -> str:

@@ -214,6 +214,14 @@ def is_embedding(module: Module) -> bool:
     return isinstance(module, (Embedding, QuantizedEmbedding))
 
 
+def is_head(path: str, module: Module) -> bool:
+    """Return whether a dense module turns a model's last hidden states into logits.
+
+    An embedding does where the two are tied, and computes logits alone.
+    """
+    return is_embedding(module) or not {"lm_head", "embed_out"}.isdisjoint(path.split("."))
+
+
 def activation_of(switch: Module) -> Activation | None:
     """Return what stands between a switch's projections; None when we have no name for it.
 
@@ -245,6 +253,7 @@ def replace_attention(model: Module, attention: Attention) -> int:
     other models of the type are as they were.
     """
     changed = 0
+    twins: dict[type, type] = {}
     for _, module in model.named_modules():
         kind = type(module)
         call = kind.__call__
@@ -252,10 +261,12 @@ def replace_attention(model: Module, attention: Attention) -> int:
             continue
         if call.__globals__.get(_ATTENTION) is not scaled_dot_product_attention:
             continue
-        names = {**call.__globals__, _ATTENTION: attention}
-        bound = FunctionType(call.__code__, names, None, call.__defaults__, call.__closure__)
-        bound.__kwdefaults__ = call.__kwdefaults__
-        module.__class__ = type(kind.__name__, (kind,), {"__call__": bound})
+        if kind not in twins:
+            names = {**call.__globals__, _ATTENTION: attention}
+            bound = FunctionType(call.__code__, names, None, call.__defaults__, call.__closure__)
+            bound.__kwdefaults__ = call.__kwdefaults__
+            twins[kind] = type(kind.__name__, (kind,), {"__call__": bound})
+        module.__class__ = twins[kind]
         changed += 1
     return changed
 

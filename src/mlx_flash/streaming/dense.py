@@ -1,13 +1,13 @@
 """Modules that stand where a model's linear layers and embeddings stood, on the CPU kernels."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..kernels.reference import Quantization
+from ..errors import UnsupportedModelError
+from ..kernels import reference
+from ..kernels.addresses import address_of
 from . import adapter
 
 if TYPE_CHECKING:
@@ -16,42 +16,70 @@ if TYPE_CHECKING:
 
 TENSORS = ("weight", "scales", "biases", "bias")
 
+LOGIT_POSITIONS = 8
+"""A model's head computes at once for so many positions of each sequence.
 
-class _OnKernels(Module):
+The logits of more are left to MLX, which computes them when somebody looks: generating text takes
+none of a prompt's but the last, and those of a long prompt are larger than the model.
+"""
+
+
+class DenseOnKernels(Module):
     """Keeps the parameters of the module it stands for, in the types they are stored in."""
 
-    def __init__(self, module: Module, kernels: "CpuKernels") -> None:
+    def __init__(self, module: Module, kernels: "CpuKernels", is_head: bool) -> None:
         super().__init__()
         for name in module:
-            self[name] = module[name]
+            self[name] = mx.contiguous(module[name]) if name in TENSORS else module[name]
+        self._names = tuple(name for name in TENSORS if self.get(name) is not None)
         self._kernels = kernels
         self._quantization = adapter.quantization_of(module)
+        self._is_head = is_head
         self._matrix: Matrix | None = None
+        self._addresses: list[int] = []
         self.shapes_only = False
 
     def tensors(self) -> dict[str, mx.array]:
         """Return the arrays of the matrix by name."""
-        return {name: self[name] for name in TENSORS if self.get(name) is not None}
+        return {name: self[name] for name in self._names}
 
     def format_name(self) -> str | None:
         """Return the format that a kernel would read, None when none does."""
         return self._kernels.format_of(self.tensors(), self._quantization)
 
+    def scratch_elements(self, num_tokens: int) -> int:
+        """Return how many float32 numbers a call takes beside its input."""
+        num_rows, width = map(int, self["weight"].shape)
+        if self._quantization is not None:
+            width = width * 32 // self._quantization.bits
+        num_inputs = min(num_tokens, LOGIT_POSITIONS) if self._is_head else num_tokens
+        return num_inputs * 2 * (width + num_rows)
+
     def multiply(self, x: mx.array) -> mx.array:
-        """Return `x[..., K]` times the matrix: `[..., N]`. Evaluates `x`."""
+        """Return `x[..., K]` times the matrix: `[..., N]`. Evaluates `x`, but see LOGIT_POSITIONS.
+
+        A matrix that was changed, in place or by a new array, is looked at again.
+
+        Raises:
+            UnsupportedModelError: it was changed to a format that no kernel reads.
+        """
         if self.shapes_only:
             return mx.zeros((*x.shape[:-1], self["weight"].shape[0]), mx.float32)
-        tensors = self.tensors()
-        if self._matrix is None or any(
-            self._matrix.arrays[name] is not array for name, array in tensors.items()
-        ):
-            mx.eval(tensors)
-            self._matrix = self._kernels.matrix(tensors, self._quantization)
-            assert self._matrix is not None, "the module was swapped without a kernel for it"
+        if self._is_head and x.ndim > 1 and x.shape[-2] > LOGIT_POSITIONS:
+            return reference.linear(x, self.tensors(), self._quantization)
+        addresses = [address_of(self[name]) for name in self._names]
+        if self._matrix is None or addresses != self._addresses:
+            self._matrix = self._kernels.matrix(self.tensors(), self._quantization)
+            self._addresses = addresses
+        if self._matrix is None:
+            raise UnsupportedModelError(
+                "the CPU kernels cannot read what the weights were changed to: "
+                "load the model with kernels='reference'."
+            )
         return self._kernels.linear(self._matrix, x)
 
 
-class KernelLinear(_OnKernels):
+class KernelLinear(DenseOnKernels):
     """What `Linear` and `QuantizedLinear` compute."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -59,72 +87,22 @@ class KernelLinear(_OnKernels):
         return self.multiply(x)
 
 
-class KernelEmbedding(_OnKernels):
+class KernelEmbedding(DenseOnKernels):
     """What `Embedding` and `QuantizedEmbedding` compute, in float32."""
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Return the rows of `tokens[...]`: `[..., K]`."""
-        return embedding_rows(self.tensors(), tokens, self._quantization)
+        return reference.embedding_rows(self.tensors(), tokens, self._quantization)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Return `x[..., K]` times the table: `[..., N]`, for models whose head is tied."""
         return self.multiply(x)
 
 
-def embedding_rows(
-    tensors: dict[str, mx.array], tokens: mx.array, quantization: Quantization | None
-) -> mx.array:
-    """Return rows of a table as float32."""
-    picked = {name: array[tokens] for name, array in tensors.items()}
-    if quantization is None:
-        return picked["weight"].astype(mx.float32)
-    affine = quantization.mode == "affine"
-    scales = picked["scales"].astype(mx.float32) if affine else picked["scales"]
-    biases = picked["biases"].astype(mx.float32) if affine else None
-    rows = mx.dequantize(
-        picked["weight"],
-        scales,
-        biases,
-        group_size=quantization.group_size,
-        bits=quantization.bits,
-        mode=quantization.mode,
-    )
-    return rows.astype(mx.float32)
-
-
-def swap_dense(model: Module, kernels: "CpuKernels") -> list[str]:
-    """Put every linear layer and embedding that a kernel reads on the kernels; reads no weight.
-
-    Returns the names of the formats they are stored in.
-    """
-    formats = set()
-    for path, module in adapter.dense_modules(model):
-        kind = KernelEmbedding if adapter.is_embedding(module) else KernelLinear
-        twin = kind(module, kernels)
-        name = twin.format_name()
-        if name is not None:
-            adapter.replace_module(model, path, twin)
-            formats.add(name)
-    return sorted(formats)
-
-
-@contextmanager
-def shapes_only(model: Module) -> Iterator[None]:
-    """Let every swapped module give zeros of the right shape while the block runs."""
-    swapped = [module for _, module in model.named_modules() if isinstance(module, _OnKernels)]
-    for module in swapped:
-        module.shapes_only = True
-    try:
-        yield
-    finally:
-        for module in swapped:
-            module.shapes_only = False
-
-
 def cast_all_but_swapped(model: Module, dtype: mx.Dtype) -> None:
     """Cast every floating parameter of a model, but those that the kernels read as stored."""
     for _, module in model.named_modules():
-        if isinstance(module, _OnKernels):
+        if isinstance(module, DenseOnKernels):
             continue
         for name, value in list(module.items()):
             is_parameter = isinstance(value, mx.array) and not name.startswith("_")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -32,6 +32,10 @@ class ResidentStacks:
         for array in arrays.values():
             mx.eval(array)
         self.arrays = arrays
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ResidentStacks":
+        """Return itself: a copied model shares its experts, whose addresses the kernels hold."""
+        return self
 
 
 class SlotLinear(Module):
@@ -67,7 +71,7 @@ class SlotLinear(Module):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """Return `x[..., M, D]` times the weights in slots `indices[...]`: `[..., M, F]`."""
-        if self._kernels is not None and self._matrix is not None:
+        if self._kernels is not None and self._matrix is not None and x.shape[-2] == 1:
             return self._kernels.gather_linear(self._matrix, x, indices)
         return gather_linear(x, self.tensors(), indices, self._quantization, sorted_indices)
 

@@ -197,26 +197,22 @@ def run_attention(
     np.multiply(queries, np.float32(scale), out=padded[..., :width])
     out = np.empty((batch, heads, length, values.shape[-1]), np.float32)
     task = np.zeros(len(Attention), np.int64)
-    task[:10] = (
-        start_of(padded),
-        keys.ctypes.data,
-        values.ctypes.data,
-        start_of(out),
-        heads,
-        keys.shape[1],
-        length,
-        keys.shape[2],
-        width,
-        values.shape[-1],
-    )
-    task[10:16] = *keys.strides[:3], *values.strides[:3]
+    task[Attention.QUERIES] = start_of(padded)
+    task[Attention.KEYS] = keys.ctypes.data
+    task[Attention.VALUES] = values.ctypes.data
+    task[Attention.OUT] = start_of(out)
+    task[Attention.NUM_HEADS], task[Attention.NUM_KV_HEADS] = heads, keys.shape[1]
+    task[Attention.NUM_QUERIES], task[Attention.NUM_KEYS] = length, keys.shape[2]
+    task[Attention.KEY_WIDTH], task[Attention.VALUE_WIDTH] = width, values.shape[-1]
+    task[Attention.KEY_BATCH_STRIDE : Attention.KEY_STRIDE + 1] = keys.strides[:3]
+    task[Attention.VALUE_BATCH_STRIDE : Attention.VALUE_STRIDE + 1] = values.strides[:3]
     task[Attention.CAUSAL] = causal
     if mask is not None:
         if mask.shape[-1:] != keys.shape[2:3] or mask.strides[-1] != mask.itemsize:
             mask = np.ascontiguousarray(np.broadcast_to(mask, (*mask.shape[:-1], keys.shape[2])))
         full = np.broadcast_to(mask, (batch, heads, length, keys.shape[2]))
         task[Attention.MASK] = full.ctypes.data
-        task[Attention.MASK_BATCH_STRIDE :] = full.strides[:3]
+        task[Attention.MASK_BATCH_STRIDE : Attention.MASK_QUERY_STRIDE + 1] = full.strides[:3]
     alone = batch * heads * length * keys.shape[2] * width < _ALONE
     phase = Phase(attend(), task, batch * keys.shape[1] * length)
     pool.run(Program([phase]), alone=alone)

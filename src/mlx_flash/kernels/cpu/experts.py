@@ -13,7 +13,7 @@ from .pool import Phase, Pool, Program, start_of
 _ALONE_BYTES = 256 * 1024  # a product of less weight is over before another thread is awake
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpertMatrices:
     """The stacks of a layer's experts. `up` is None where an expert has no gate: `first` is fc1."""
 
@@ -52,8 +52,8 @@ class OneInput:
         inputs, groups = rows_of(ready, np.arange(1)), np.array([[0, 0, 1]], np.int64)
         source = np.zeros((1, matrix.width), np.float32)
         self._preparation = matrix.preparation(source, ready)
-        self._program = Program([self._preparation, matrix.product(groups, inputs, self._output)])
-        self._tables = ready, inputs, groups  # kept: addresses of them are in the tasks
+        product = matrix.product(groups, inputs, self._output)
+        self._program = Program([self._preparation, product], keep=(ready, inputs, groups))
         self._alone = matrix.num_rows * matrix.row_bytes < _ALONE_BYTES
 
     def run(self, pool: Pool, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -102,6 +102,33 @@ def _run_groups(
     return y
 
 
+class OneToken:
+    """What its experts do for one token, for decoding: the tables are made once."""
+
+    def __init__(self, experts: ExpertMatrices, top_k: int) -> None:
+        pairs = np.arange(top_k)
+        self._groups = np.stack([pairs, pairs, np.ones_like(pairs)], axis=1)
+        self._offsets = pairs * (4 * experts.down.num_rows)
+        self._outputs = np.zeros(top_k, np.int64)
+        source = np.zeros((1, experts.first.width), np.float32)
+        rows = np.zeros(top_k, np.int64)
+        self._program = _program(experts, source, rows, self._groups, self._outputs)
+        self._preparation = self._program.phases[0].task
+        self._shape = (1, top_k, experts.down.num_rows)
+
+    def run(
+        self, pool: Pool, x: npt.NDArray[np.float32], slots: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.float32]:
+        """Return what the experts in `slots[1, K]` make of `x[1, D]`: `[1, K, D]`, unweighted."""
+        y = np.empty(self._shape, np.float32)
+        with pool.turn:
+            self._groups[:, 0] = slots[0]
+            self._preparation[Preparation.SOURCE] = start_of(x)
+            np.add(self._offsets, start_of(y), out=self._outputs)
+            pool.run(self._program)
+        return y
+
+
 def run_experts(
     pool: Pool,
     experts: ExpertMatrices,
@@ -109,29 +136,42 @@ def run_experts(
     slots: npt.NDArray[np.uint32],
 ) -> npt.NDArray[np.float32]:
     """Return what the experts in `slots[n, K]` make of `x[n, D]`: `[n, K, D]`, unweighted."""
-    first, up, down = experts.first, experts.up, experts.down
-    num_tokens, top_k = slots.shape
+    top_k = slots.shape[1]
     order, groups = by_slot(slots.reshape(-1))
-    pairs = np.arange(order.size)
-    ready = first.prepared(num_tokens)
-    inputs = rows_of(ready, order // top_k)
-    hidden = np.empty((2 if up else 1, order.size, first.num_rows), np.float32)
-    gates = rows_of(hidden[0], pairs)
+    y = np.empty((*slots.shape, experts.down.num_rows), np.float32)
+    outputs = rows_of(y.reshape(order.size, -1), order)
+    pool.run(_program(experts, x, order // top_k, groups, outputs))
+    return y
+
+
+def _program(
+    experts: ExpertMatrices,
+    x: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    outputs: npt.NDArray[np.int64],
+) -> Program:
+    """Return the program for pairs of a row of `x` and an expert, experts in `groups`.
+
+    `rows[i]` is the row of pair i, and `outputs[i]` the address of its result. The first phase
+    prepares `x`, which the caller keeps.
+    """
+    first, up, down = experts.first, experts.up, experts.down
+    pairs = np.arange(rows.size)
+    ready, ready_hidden = first.prepared(len(x)), down.prepared(rows.size)
+    hidden = np.empty((2 if up else 1, rows.size, first.num_rows), np.float32)
+    inputs, hidden_inputs = rows_of(ready, rows), rows_of(ready_hidden, pairs)
+    gates, ups = rows_of(hidden[0], pairs), rows_of(hidden[-1], pairs)
     phases = [first.preparation(x, ready), first.product(groups, inputs, gates)]
     if up is not None:
-        ups = rows_of(hidden[1], pairs)
         phases.append(up.product(groups, inputs, ups))
-    ready_hidden = down.prepared(order.size)
-    hidden_inputs = rows_of(ready_hidden, pairs)
-    y = np.empty((order.size, down.num_rows), np.float32)
-    outputs = rows_of(y, order)
     phases += [
         _gating(experts.activation, hidden),
         down.preparation(hidden[0], ready_hidden),
         down.product(groups, hidden_inputs, outputs),
     ]
-    pool.run(Program(phases))
-    return y.reshape(num_tokens, top_k, down.num_rows)
+    keep = (ready, hidden, ready_hidden, inputs, gates, ups, hidden_inputs, groups, outputs)
+    return Program(phases, keep)
 
 
 def _gating(kind: Activation, hidden: npt.NDArray[np.float32]) -> Phase:

@@ -13,7 +13,7 @@ from ...errors import UnsupportedModelError
 from ..activations import Activation
 from ..reference import Quantization
 from .attention import attend, run_attention
-from .experts import ExpertMatrices, OneInput, run_experts, run_gathered, run_linear
+from .experts import ExpertMatrices, OneInput, OneToken, run_experts, run_gathered, run_linear
 from .matrix import Matrix, format_name
 from .phases import activation, prepare, product
 from .pool import Pool, Program
@@ -32,6 +32,9 @@ class CpuKernels:
         self.num_threads = num_threads
         self._pool = Pool(num_threads)
         self._one_input: WeakKeyDictionary[Matrix, OneInput] = WeakKeyDictionary()
+        self._one_token: WeakKeyDictionary[ExpertMatrices, dict[int, OneToken]] = (
+            WeakKeyDictionary()
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CpuKernels":
         """Return itself: copies of a model share the threads."""
@@ -97,8 +100,41 @@ class CpuKernels:
         picked = np.asarray(slots)
         if picked.size == 0:
             return mx.zeros((*picked.shape, matrices.down.num_rows), x.dtype)
-        y = run_experts(self._pool, matrices, as_rows(x), picked.reshape(-1, picked.shape[-1]))
+        rows, slots_of = as_rows(x), picked.reshape(-1, picked.shape[-1])
+        if len(rows) == 1:
+            y = self._for_one_token(matrices, picked.shape[-1]).run(self._pool, rows, slots_of)
+        else:
+            y = run_experts(self._pool, matrices, rows, slots_of)
         return _like(x, y.reshape(*picked.shape, matrices.down.num_rows))
+
+    def _for_one_token(self, matrices: ExpertMatrices, top_k: int) -> OneToken:
+        programs = self._one_token.setdefault(matrices, {})
+        if top_k not in programs:
+            programs[top_k] = OneToken(matrices, top_k)
+        return programs[top_k]
+
+    def attends(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
+    ) -> bool:
+        """Return whether `attention` can compute this; looks at shapes and types only."""
+        arrays = (queries, keys, values)
+        if any(array.ndim != 4 or array.dtype != mx.float32 for array in arrays):
+            return False
+        batch, heads, length, width = queries.shape
+        kv_batch, kv_heads, num_keys, key_width = keys.shape
+        fitting = (kv_batch, key_width) == (batch, width) and values.shape[:3] == keys.shape[:3]
+        causal = isinstance(mask, str)
+        enough = num_keys >= (length if causal else 1)
+        widths = width % 16 == 0 and values.shape[-1] % 64 == 0
+        shared = heads % max(1, kv_heads) == 0
+        return (
+            fitting
+            and enough
+            and widths
+            and shared
+            and queries.size > 0
+            and (not causal or mask == "causal")
+        )
 
     def attention(
         self,
@@ -107,37 +143,20 @@ class CpuKernels:
         values: mx.array,
         scale: float,
         mask: mx.array | str | None,
-    ) -> mx.array | None:
-        """Return `[B, H, L, V]`, what the queries `[B, H, L, D]` find; None if it cannot.
+    ) -> mx.array:
+        """Return `[B, H, L, V]`, what the queries `[B, H, L, D]` find, where `attends` says so.
 
         `keys` are `[B, G, N, D]`, `values` `[B, G, N, V]`; `mask` is "causal", or booleans or
         numbers to add that broadcast to `[B, H, L, N]`.
         """
-        arrays = (queries, keys, values)
-        causal = isinstance(mask, str)
-        known = all(array.ndim == 4 and array.dtype == mx.float32 for array in arrays)
-        widths = queries.shape[-1] % 16 == 0 and values.shape[-1] % 64 == 0
-        if (
-            not (known and widths)
-            or queries.size == 0
-            or (isinstance(mask, str) and mask != "causal")
-        ):
-            return None
-        batch, heads, length, width = queries.shape
-        kv_batch, kv_heads, num_keys, key_width = keys.shape
-        fitting = (kv_batch, key_width) == (batch, width) and heads % max(1, kv_heads) == 0
-        enough = num_keys >= (length if causal else 1)
-        if not (fitting and enough) or values.shape[:3] != keys.shape[:3]:
-            return None  # MLX computes it, or says what is wrong
-        q, k, v = evaluate(*arrays)
-        if any(array.strides[-1] != array.itemsize for array in (k, v)):
-            return None
+        q, k, v = evaluate(queries, keys, values)
         added = None
         if isinstance(mask, mx.array):
             if mask.dtype == mx.bool_:
                 mask = mx.where(mask, mx.array(0.0), mx.finfo(mx.float32).min)
             added = np.asarray(mask.astype(mx.float32))
-        return mx.array(run_attention(self._pool, q, k, v, scale, causal, added))
+        causal = isinstance(mask, str)
+        return mx.array(run_attention(self._pool, q, in_rows(k), in_rows(v), scale, causal, added))
 
 
 def expert_matrices(
@@ -167,6 +186,11 @@ def evaluate(*arrays: mx.array) -> list[npt.NDArray[Any]]:
             "the CPU kernels compute forward only: load the model with kernels='reference'."
         ) from error
     return [np.asarray(array) for array in arrays]
+
+
+def in_rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose last axis is contiguous: itself, or a copy."""
+    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
 def as_rows(x: mx.array) -> npt.NDArray[np.float32]:

@@ -52,7 +52,7 @@ def format_name(tensors: Mapping[str, mx.array], quantization: Quantization | No
 class Matrix:
     """`[N, K]`, or a stack of them `[S, N, K]`, in memory that is read in place.
 
-    `arrays` must be evaluated, and may change in content but not in place.
+    It keeps the memory of its arrays, which must be contiguous. What is in it may change.
     """
 
     def __init__(self, tensors: Mapping[str, mx.array], quantization: Quantization | None) -> None:
@@ -60,7 +60,10 @@ class Matrix:
         name = format_name(tensors, quantization)
         assert name is not None, "a matrix that no kernel reads"
         self.format: RowFormat = row_format(name)
-        self.arrays = dict(tensors)  # kept alive: addresses of them are used
+        # arrays of its own over the same memory: the caller's may be changed to lie elsewhere
+        tensors = {name: array[...] for name, array in tensors.items()}
+        mx.eval(tensors)
+        self._tensors = tensors
         weight = tensors["weight"]
         bits = quantization.bits if quantization else 8 * weight.itemsize
         self.num_rows = int(weight.shape[-2])
@@ -117,7 +120,10 @@ class Matrix:
     ) -> Phase:
         """Return the phase that puts the rows `[n, K]` of `source` into `target`."""
         task = self._preparation.copy()
-        task[:4] = start_of(source), source.strides[0], start_of(target), target.strides[0]
+        task[Preparation.SOURCE] = start_of(source)
+        task[Preparation.SOURCE_STRIDE] = source.strides[0]
+        task[Preparation.TARGET] = start_of(target)
+        task[Preparation.TARGET_STRIDE] = target.strides[0]
         return Phase(prepare(), task, len(source))
 
     def product(

@@ -198,8 +198,11 @@ def sources() -> int:
 @cache
 def prepare() -> int:
     """Return the address of the compiled step that puts one row per chunk in a format's order."""
+    code = sources()
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
+        if not code:
+            return
         source = load_int(task + 8 * Preparation.SOURCE)
         source += chunk * load_int(task + 8 * Preparation.SOURCE_STRIDE)
         target = load_int(task + 8 * Preparation.TARGET)
@@ -237,8 +240,11 @@ def activation(name: str) -> int:
     swiglu_oai, geglu = ACTIVATIONS.index("swiglu_oai"), ACTIVATIONS.index("geglu")
     clamped, clamped_silu = (ACTIVATIONS.index(f"clamped_{kind}") for kind in ("swiglu", "silu"))
     relu2 = ACTIVATIONS.index("relu2")
+    code = sources()
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
+        if not code:
+            return
         start = chunk * load_int(task + 8 * Gating.STRIDE)
         first = load_int(task + 8 * Gating.FIRST) + start
         second = load_int(task + 8 * Gating.SECOND) + start

@@ -56,10 +56,14 @@ class Phase:
 
 
 class Program:
-    """Phases that are done one after the other; may be run again and again, one run at a time."""
+    """Phases that are done one after the other; may be run again and again, one run at a time.
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
+    `keep` are the arrays whose addresses the tasks hold: they live as long as the program.
+    """
+
+    def __init__(self, phases: Sequence[Phase], keep: Sequence[npt.NDArray[Any]] = ()) -> None:
         self.phases = tuple(phases)
+        self._keep = tuple(keep)
         self._table = np.zeros((max(1, len(phases)), _PHASE_BYTES // 8), np.int64)
         for row, phase in zip(self._table, phases, strict=False):
             row[:3] = phase.function, start_of(phase.task), phase.num_chunks
@@ -99,7 +103,8 @@ class Pool:
         if sleep_on != self._wake:
             os.close(sleep_on)
         self._addresses = start_of(self._shared), start_of(self._message)
-        weakref.finalize(self, _end, self._shared, self._wake, self._message)
+        ending = weakref.finalize(self, _end, self._shared, self._wake, self._message)
+        ending.atexit = False  # the threads end with the process
 
     def run(self, program: Program, *, alone: bool = False) -> None:
         """Do all phases, one after the other; `alone` wakes no other thread."""
@@ -212,7 +217,7 @@ def _serve(descriptor, word, shared, allowed, own, may_move):  # type: ignore[no
     """Wait for a word, work if there is work, again; return when the pool has ended.
 
     Schedulers like to wake a thread on the core of whoever wakes it, and that one goes on working:
-    a thread that finds itself there moves away, for good.
+    a thread that finds itself there moves to the other cores, until it meets a caller there.
     """
     while _read(descriptor, word, 8) == 8 and shared_load(shared + _ENDED) == 0:
         core = _core()

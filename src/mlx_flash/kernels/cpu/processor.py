@@ -21,9 +21,7 @@ def is_arm() -> bool:
 
 
 def converts_halves() -> bool:
-    """Return whether float16 becomes float32 in one instruction: else LLVM calls a function that
-    is not there.
-    """
+    """Return whether float16 becomes float32 in one instruction, or by a call to nowhere."""
     return is_arm() or _has("f16c")
 
 
