@@ -2,13 +2,14 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..telemetry.machine import num_cores
+from .options import AsJson
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -22,11 +23,7 @@ def _root() -> None:
 
 
 @app.command("kernels")
-def kernels(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line.")
-    ] = False,
-) -> None:
+def kernels(as_json: AsJson = False) -> None:
     """Measure the CPU kernels: speed, error, and the ratio to MLX. Takes about two minutes."""
     from ..kernels.dispatch import choose_kernels
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..planner.memory import gigabytes
+from .options import AsJson
 
 
 def command(
@@ -16,9 +17,7 @@ def command(
         str | None,
         typer.Argument(help="The model whose disk is measured; left out, the bundled one."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show versions, back end, memory and the speed of the disk."""
     from ..engine.doctor import examine

@@ -4,66 +4,47 @@ import contextlib
 import json
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.status import Status
 
-from ..config import (
-    KERNEL_NAMES,
-    POLICY_NAMES,
-    CacheOptions,
-    KernelOptions,
-    MemoryLimit,
-    check_either,
-)
+from ..config import CacheOptions, KernelOptions, MemoryLimit, check_either
 from ..planner.memory import gigabytes
+from .options import (
+    AsJson,
+    Capacity,
+    ChatTemplate,
+    Kernels,
+    MaxTokens,
+    Memory,
+    Model,
+    Policy,
+    Prompt,
+    Seed,
+    Temperature,
+)
 from .status import StatusLine
 
 if TYPE_CHECKING:
-    from ..engine.generate import GenerationReport
+    from ..engine.generate import GenerateOptions, GenerationReport
+    from ..engine.load import LoadedModel
+    from ..streaming.adapter import TokenizerWrapper
 
 
 def command(
-    prompt: Annotated[
-        str, typer.Option("-p", "--prompt", help="The prompt; - reads it from standard input.")
-    ],
-    model: Annotated[
-        str | None, typer.Argument(help="A folder or a Hub id; left out, the bundled model.")
-    ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")
-    ] = 256,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory for the whole model: 6GB, 40% of its need, or all. "
-            "Default: what the machine can spare."
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temp", min=0.0, help="Sampling temperature; 0 is greedy.")
-    ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    capacity: Annotated[
-        int | None, typer.Option(min=1, help="Fix the slots per layer instead of the memory.")
-    ] = None,
-    policy: Annotated[
-        str, typer.Option(help=f"Which expert leaves first: {', '.join(POLICY_NAMES)}.")
-    ] = CacheOptions.policy,
-    kernels: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What computes: {' or '.join(KERNEL_NAMES)}. Default: the best for the device."
-        ),
-    ] = None,
-    chat_template: Annotated[
-        bool, typer.Option(help="Put the prompt into the model's chat template.")
-    ] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line.")
-    ] = False,
+    prompt: Prompt,
+    model: Model = None,
+    max_tokens: MaxTokens = 256,
+    memory: Memory = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    capacity: Capacity = None,
+    policy: Policy = CacheOptions.policy,
+    kernels: Kernels = None,
+    chat_template: ChatTemplate = True,
+    as_json: AsJson = False,
 ) -> None:
     """Answer one prompt, streamed; most experts may stay on disk."""
     limit = MemoryLimit.parse(memory)
@@ -71,42 +52,65 @@ def command(
     kernel_options = KernelOptions(kernels=kernels)
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)
-    text = prompt
-    if prompt == "-":
-        text = sys.stdin.read() if sys.stdin else ""
+    text = _text_of(prompt)
     loading = notes.status("loading the model") if notes.is_terminal else None
     with loading or contextlib.nullcontext():
-        from ..engine.generate import GenerateOptions, encode, generate, room_for
-        from ..engine.load import ModelFiles, load_model
-        from ..engine.need import steps_for
+        from ..engine.generate import GenerateOptions, generate
 
         options = GenerateOptions(
             max_tokens=max_tokens, temperature=temperature, seed=seed, chat_template=chat_template
         )
-        files = ModelFiles.open(model)
-        tokens = encode(files.tokenizer, text, options)
-        room = room_for(len(tokens), files.checkpoint.context_tokens, options)
-        loaded = load_model(
-            files.checkpoint,
-            limit,
-            cache_options,
-            context_tokens=len(tokens) + room,
-            prefill_steps=steps_for(len(tokens)),
-            kernel_options=kernel_options,
-            on_compile=partial(_show_compiling, loading),
+        loaded, tokenizer, tokens = _load(
+            model, text, options, limit, cache_options, kernel_options, loading
         )
     if loaded.kernels.why:
         notes.print(loaded.kernels.why)
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
     with StatusLine(enabled=not as_json) as status:
-        report = generate(loaded, files.tokenizer, tokens, options, status.update)
+        report = generate(loaded, tokenizer, tokens, options, status.update)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
         notes.print(_summary(report), soft_wrap=True)
     if report.finish_reason == "interrupted":
         raise typer.Exit(1)
+
+
+def _text_of(prompt: str) -> str:
+    """Return the prompt itself, or what standard input says."""
+    if prompt != "-":
+        return prompt
+    return sys.stdin.read() if sys.stdin else ""
+
+
+def _load(
+    model: str | None,
+    text: str,
+    options: "GenerateOptions",
+    limit: MemoryLimit,
+    cache_options: CacheOptions,
+    kernel_options: KernelOptions,
+    loading: Status | None,
+) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
+    """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
+    from ..engine.generate import encode, room_for
+    from ..engine.load import ModelFiles, load_model
+    from ..engine.need import steps_for
+
+    files = ModelFiles.open(model)
+    tokens = encode(files.tokenizer, text, options)
+    room = room_for(len(tokens), files.checkpoint.context_tokens, options)
+    loaded = load_model(
+        files.checkpoint,
+        limit,
+        cache_options,
+        context_tokens=len(tokens) + room,
+        prefill_steps=steps_for(len(tokens)),
+        kernel_options=kernel_options,
+        on_compile=partial(_show_compiling, loading),
+    )
+    return loaded, files.tokenizer, tokens
 
 
 def _show_compiling(status: Status | None, number: int, of: int) -> None:

@@ -109,12 +109,11 @@ def _processor() -> str:
 
 def _kernel_gbps(kernels: "CpuKernels") -> float:
     """Return the 10^9 bytes of 4-bit weights that are multiplied per second, one row at a time."""
-    tile = mx.quantize(mx.random.normal((_TILE_ROWS, _WIDTH)), group_size=64, bits=4)
-    names = ("weight", "scales", "biases")
-    tensors = {
-        name: mx.tile(array if name == "weight" else array.astype(mx.bfloat16), (_TILES, 1))
-        for name, array in zip(names, tile, strict=True)
-    }
+    rows = mx.random.normal((_TILE_ROWS, _WIDTH)).astype(mx.bfloat16)
+    parts = zip(
+        ("weight", "scales", "biases"), mx.quantize(rows, group_size=64, bits=4), strict=True
+    )
+    tensors = {name: mx.tile(array, (_TILES, 1)) for name, array in parts}
     mx.eval(tensors)
     matrix = kernels.matrix(tensors, Quantization(64, 4, "affine"))
     assert matrix is not None, "4-bit matrices have a kernel"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numba import types
 
 from .dot import dot_tile
-from .jit import step_address
+from .jit import inlined, step_address
 from .memory import load_float, load_int, store_float
 from .phases import Counted, sources
 from .pool import Phase, Pool, Program, start_of
@@ -21,6 +21,7 @@ from .weighted import STEP, add_weighted_rows
 
 _BLOCK = 128  # keys at a time: their scores stay in the first-level cache
 _TILE = 4  # keys, and heads, that are multiplied together
+_LOWEST, _ZERO = np.float32(-math.inf), np.float32(0.0)
 _ALONE = 1 << 17  # multiplications that one thread does sooner than another wakes
 
 
@@ -57,125 +58,166 @@ class Attention(Counted):
 @cache
 def attend() -> int:
     """Return the address of the compiled step."""
-    code, tile = sources(), _TILE
-    lowest = types.float32(-math.inf)
+    code = sources()
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
         if not code:
             return
         num_queries = load_int(task + 8 * Attention.NUM_QUERIES)
-        kv_heads = load_int(task + 8 * Attention.NUM_KV_HEADS)
-        heads = load_int(task + 8 * Attention.NUM_HEADS) // kv_heads
+        num_kv_heads = load_int(task + 8 * Attention.NUM_KV_HEADS)
         query = chunk % num_queries
-        kv_head = chunk // num_queries % kv_heads
-        batch = chunk // num_queries // kv_heads
-        num_keys = load_int(task + 8 * Attention.NUM_KEYS)
-        end = num_keys
-        if load_int(task + 8 * Attention.CAUSAL) > 0:
-            end = num_keys - num_queries + query + 1
-        key_width = load_int(task + 8 * Attention.KEY_WIDTH)
-        value_width = load_int(task + 8 * Attention.VALUE_WIDTH)
-        key_stride = load_int(task + 8 * Attention.KEY_STRIDE)
-        value_stride = load_int(task + 8 * Attention.VALUE_STRIDE)
-        keys = load_int(task + 8 * Attention.KEYS)
-        keys += batch * load_int(task + 8 * Attention.KEY_BATCH_STRIDE)
-        keys += kv_head * load_int(task + 8 * Attention.KEY_HEAD_STRIDE)
-        values = load_int(task + 8 * Attention.VALUES)
-        values += batch * load_int(task + 8 * Attention.VALUE_BATCH_STRIDE)
-        values += kv_head * load_int(task + 8 * Attention.VALUE_HEAD_STRIDE)
-        first = (batch * kv_heads + kv_head) * heads
-        row_bytes = (key_width + STEP - 1) // STEP * STEP * 4
-        queries = load_int(task + 8 * Attention.QUERIES)
-        out = load_int(task + 8 * Attention.OUT)
-        mask = load_int(task + 8 * Attention.MASK)
-        mask += batch * load_int(task + 8 * Attention.MASK_BATCH_STRIDE)
-        mask += query * load_int(task + 8 * Attention.MASK_QUERY_STRIDE)
-        mask_stride = load_int(task + 8 * Attention.MASK_HEAD_STRIDE)
-        has_mask = load_int(task + 8 * Attention.MASK) > 0
-        scores = np.empty((heads, _BLOCK), np.float32)
-        table = np.empty((2, heads), np.int64)
-        state = np.empty((2, heads), np.float32)  # running maximum, running sum
-        for head in range(heads):
-            row = (first + head) * num_queries + query
-            table[0, head] = queries + row * row_bytes
-            table[1, head] = scores.ctypes.data + 4 * _BLOCK * head
-            state[0, head], state[1, head] = lowest, types.float32(0.0)
-            for d in range(value_width):
-                store_float(out + 4 * (row * value_width + d), types.float32(0.0))
-        blocks, rest = key_width // 64, key_width % 64 // 16
-        inputs, outputs = table.ctypes.data, table.ctypes.data + 8 * heads
-        for start in range(0, end, _BLOCK):
-            count = min(_BLOCK, end - start)
-            block = keys + start * key_stride
-            for head in range(0, heads, tile):
-                # numbers of keys and of heads that are not multiples of a tile go one by one
-                whole = count - count % tile if head + tile <= heads else 0
-                for key in range(0, whole, tile):
-                    dot_tile(
-                        "f32--0",
-                        tile,
-                        tile,
-                        block + key * key_stride,
-                        key_stride,
-                        0,
-                        0,
-                        0,
-                        blocks,
-                        rest,
-                        inputs + 8 * head,
-                        outputs + 8 * head,
-                        key,
-                    )
-                for key in range(whole, count):
-                    for one in range(head, min(heads, head + tile)):
-                        dot_tile(
-                            "f32--0",
-                            1,
-                            1,
-                            block + key * key_stride,
-                            key_stride,
-                            0,
-                            0,
-                            0,
-                            blocks,
-                            rest,
-                            inputs + 8 * one,
-                            outputs + 8 * one,
-                            key,
-                        )
-            for head in range(heads):
-                top = state[0, head]
-                for key in range(count):
-                    if has_mask:
-                        place = mask + (kv_head * heads + head) * mask_stride
-                        scores[head, key] += load_float(place + 4 * (start + key))
-                    top = max(top, scores[head, key])
-                if top == lowest:
-                    continue  # nothing to look at so far
-                keep = types.float32(math.exp(state[0, head] - top))
-                total = types.float32(0.0)
-                for key in range(count):
-                    weight = types.float32(math.exp(scores[head, key] - top))
-                    scores[head, key] = weight
-                    total += weight
-                state[0, head], state[1, head] = top, state[1, head] * keep + total
-                row = out + 4 * ((first + head) * num_queries + query) * value_width
-                for d in range(0, value_width, STEP):
-                    add_weighted_rows(
-                        values + start * value_stride + 4 * d,
-                        value_stride,
-                        scores.ctypes.data + 4 * _BLOCK * head,
-                        count,
-                        keep,
-                        row + 4 * d,
-                    )
-        for head in range(heads):
-            row = out + 4 * ((first + head) * num_queries + query) * value_width
-            for d in range(value_width):
-                share = load_float(row + 4 * d) / state[1, head]
-                store_float(row + 4 * d, share)
+        kv_head = chunk // num_queries % num_kv_heads
+        batch = chunk // num_queries // num_kv_heads
+        _attend_query(task, batch, kv_head, query)
 
     return step_address(step)
+
+
+@inlined
+def _attend_query(task, batch, kv_head, query):  # type: ignore[no-untyped-def]
+    """Compute one query position of all heads that share the keys of `kv_head`."""
+    num_kv_heads = load_int(task + 8 * Attention.NUM_KV_HEADS)
+    num_queries = load_int(task + 8 * Attention.NUM_QUERIES)
+    heads = load_int(task + 8 * Attention.NUM_HEADS) // num_kv_heads
+    key_width = load_int(task + 8 * Attention.KEY_WIDTH)
+    key_stride = load_int(task + 8 * Attention.KEY_STRIDE)
+    value_width = load_int(task + 8 * Attention.VALUE_WIDTH)
+    value_stride = load_int(task + 8 * Attention.VALUE_STRIDE)
+    mask_stride = load_int(task + 8 * Attention.MASK_HEAD_STRIDE)
+    keys = _head_of(task, Attention.KEYS, Attention.KEY_BATCH_STRIDE, batch, kv_head)
+    values = _head_of(task, Attention.VALUES, Attention.VALUE_BATCH_STRIDE, batch, kv_head)
+    mask = _head_of(task, Attention.MASK, Attention.MASK_BATCH_STRIDE, batch, kv_head * heads)
+    mask += query * load_int(task + 8 * Attention.MASK_QUERY_STRIDE)
+    row = (batch * num_kv_heads + kv_head) * heads * num_queries + query  # of the first head
+    queries = load_int(task + 8 * Attention.QUERIES) + row * _row_bytes(key_width)
+    out = load_int(task + 8 * Attention.OUT) + row * 4 * value_width
+    out_stride = num_queries * 4 * value_width  # from one head to the next
+    scores = np.empty((heads, _BLOCK), np.float32)
+    table = np.empty((2, heads), np.int64)  # addresses of queries, and of their scores
+    seen = np.empty((heads, 2), np.float32)  # maximum of the scores so far, sum of their weights
+    for head in range(heads):
+        table[0, head] = queries + head * num_queries * _row_bytes(key_width)
+        table[1, head] = scores[head].ctypes.data
+        seen[head, 0], seen[head, 1] = _LOWEST, _ZERO
+        _clear(out + head * out_stride, value_width)
+    end = _visible_keys(task, query)
+    for start in range(0, end, _BLOCK):
+        count = min(_BLOCK, end - start)
+        _score(table, keys + start * key_stride, key_stride, key_width, count)
+        for head in range(heads):
+            added = mask + head * mask_stride + 4 * start if mask > 0 else 0
+            top = _highest(seen[head, 0], scores[head], count, added)
+            if top == _LOWEST:
+                continue  # nothing to look at so far
+            keep = _weigh(seen[head], top, scores[head], count)
+            place, block = out + head * out_stride, values + start * value_stride
+            _add_values(block, value_stride, value_width, scores[head], count, keep, place)
+    for head in range(heads):
+        _divide(out + head * out_stride, value_width, seen[head, 1])
+
+
+@inlined
+def _head_of(task, start, strides, batch, head):  # type: ignore[no-untyped-def]
+    """Return the address of a head; `start` and `strides`, of batches and of heads, are fields."""
+    place = load_int(task + 8 * start) + batch * load_int(task + 8 * strides)
+    return place + head * load_int(task + 8 * (strides + 1))
+
+
+@inlined
+def _row_bytes(key_width):  # type: ignore[no-untyped-def]
+    """Return the bytes of a padded query."""
+    return (key_width + STEP - 1) // STEP * STEP * 4
+
+
+@inlined
+def _visible_keys(task, query):  # type: ignore[no-untyped-def]
+    """Return how many of the keys a query looks at."""
+    num_keys = load_int(task + 8 * Attention.NUM_KEYS)
+    if load_int(task + 8 * Attention.CAUSAL) > 0:
+        num_keys -= load_int(task + 8 * Attention.NUM_QUERIES) - query - 1
+    return num_keys
+
+
+@inlined
+def _score(table, keys, key_stride, key_width, count):  # type: ignore[no-untyped-def]
+    """Multiply `count` keys by the queries in `table[0]`; write to the addresses in `table[1]`.
+
+    Numbers of keys and of heads that are not multiples of a tile go one by one.
+    """
+    heads = table.shape[1]
+    for head in range(0, heads, _TILE):
+        whole = count - count % _TILE if head + _TILE <= heads else 0
+        for key in range(0, whole, _TILE):
+            _score_tile(_TILE, table, head, keys, key_stride, key_width, key)
+        for key in range(whole, count):
+            for one in range(head, min(heads, head + _TILE)):
+                _score_tile(1, table, one, keys, key_stride, key_width, key)
+
+
+@inlined
+def _score_tile(size, table, head, keys, key_stride, key_width, key):  # type: ignore[no-untyped-def]
+    """Multiply `size` keys, from `key` on, by the queries of `size` heads, a constant."""
+    dot_tile(
+        "f32--0",
+        size,
+        size,
+        keys + key * key_stride,
+        key_stride,
+        0,
+        0,
+        0,
+        key_width // 64,
+        key_width % 64 // 16,
+        table.ctypes.data + 8 * head,
+        table.ctypes.data + 8 * (table.shape[1] + head),
+        key,
+    )
+
+
+@inlined
+def _highest(top, scores, count, mask):  # type: ignore[no-untyped-def]
+    """Return the highest of `top` and `count` scores, to which the mask, if not 0, is added."""
+    for key in range(count):
+        if mask > 0:
+            scores[key] += load_float(mask + 4 * key)
+        top = max(top, scores[key])
+    return top
+
+
+@inlined
+def _weigh(seen, top, scores, count):  # type: ignore[no-untyped-def]
+    """Turn a head's scores into weights, 1 for `top`, the highest so far; add them to `seen`.
+
+    Return the factor that brings what was summed before to the same scale.
+    """
+    keep = types.float32(math.exp(seen[0] - top))
+    total = _ZERO
+    for key in range(count):
+        scores[key] = types.float32(math.exp(scores[key] - top))
+        total += scores[key]
+    seen[0], seen[1] = top, seen[1] * keep + total
+    return keep
+
+
+@inlined
+def _add_values(values, stride, width, weights, count, keep, out):  # type: ignore[no-untyped-def]
+    """Add `count` values by weight to the sum at `out`, of which a share is kept."""
+    for d in range(0, width, STEP):
+        add_weighted_rows(values + 4 * d, stride, weights.ctypes.data, count, keep, out + 4 * d)
+
+
+@inlined
+def _clear(out, width):  # type: ignore[no-untyped-def]
+    """Set the sum at `out` to 0."""
+    for d in range(width):
+        store_float(out + 4 * d, _ZERO)
+
+
+@inlined
+def _divide(out, width, total):  # type: ignore[no-untyped-def]
+    """Divide the sum at `out` by the sum of its weights."""
+    for d in range(width):
+        store_float(out + 4 * d, load_float(out + 4 * d) / total)
 
 
 def run_attention(

@@ -30,6 +30,16 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
     return fast
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose code becomes part of the step that calls it.
+
+    It has no code of its own on disk: numba's cache keeps it with the step, and looks only at the
+    step's file, so both belong in one file.
+    """
+    fast: Callable[..., Any] = njit(inline="always")(function)
+    return fast
+
+
 def step_address(step: Callable[..., None]) -> int:
     """Compile a `void(int64, int64)` now, or load it; return its address for other code to call."""
     fast = cfunc(_STEP, cache=can_cache(), error_model="numpy")(step)

@@ -15,8 +15,7 @@ from numba import types
 
 from ..activations import ACTIVATIONS
 from .dot import dot_tile
-from .formats import row_format
-from .jit import step_address
+from .jit import inlined, step_address
 from .memory import (
     load_bfloat16,
     load_float,
@@ -104,8 +103,6 @@ class Gating(Counted):
 def product(format_name: str) -> int:
     """Return the address of the compiled step for a format; compiles it if need be."""
     code = sources()
-    has_bias = row_format(format_name).offset > 0
-    rows, columns = ROWS, _INPUTS  # constants to the compiler
 
     def step(task, chunk):  # type: ignore[no-untyped-def]
         if not code:
@@ -113,73 +110,85 @@ def product(format_name: str) -> int:
         parts = load_int(task + 8 * Product.CHUNKS_PER_GROUP)
         group = load_int(task + 8 * Product.GROUPS) + 24 * (chunk // parts)
         slot, start, count = load_int(group), load_int(group + 8), load_int(group + 16)
-        num_rows = load_int(task + 8 * Product.NUM_ROWS)
-        first_row = (chunk % parts) * load_int(task + 8 * Product.CHUNK_ROWS)
-        last_row = min(num_rows, first_row + load_int(task + 8 * Product.CHUNK_ROWS))
-        weight_stride = load_int(task + 8 * Product.WEIGHT_STRIDE)
-        weight = load_int(task + 8 * Product.WEIGHT)
-        weight += slot * load_int(task + 8 * Product.WEIGHT_SLOT_STRIDE)
-        scale_stride = load_int(task + 8 * Product.SCALE_STRIDE)
-        slot_start = slot * load_int(task + 8 * Product.SCALE_SLOT_STRIDE)
-        scale = load_int(task + 8 * Product.SCALE) + slot_start
-        offset = load_int(task + 8 * Product.OFFSET) + slot_start if has_bias else 0
-        num_blocks = load_int(task + 8 * Product.NUM_BLOCKS)
-        tail = load_int(task + 8 * Product.TAIL_LANES)
+        chunk_rows = load_int(task + 8 * Product.CHUNK_ROWS)
+        row = chunk % parts * chunk_rows
+        end = min(load_int(task + 8 * Product.NUM_ROWS), row + chunk_rows)
         inputs = load_int(task + 8 * Product.INPUTS) + 8 * start
         outputs = load_int(task + 8 * Product.OUTPUTS) + 8 * start
-        for begin in range(0, count, _INPUTS_IN_CACHE):
-            end = min(count, begin + _INPUTS_IN_CACHE)
-            tiled = end - (end - begin) % columns
-            for row in range(first_row, last_row, rows):
-                for n in range(begin, tiled, columns):
-                    dot_tile(
-                        format_name,
-                        rows,
-                        columns,
-                        weight + row * weight_stride,
-                        weight_stride,
-                        scale + row * scale_stride,
-                        scale_stride,
-                        offset + row * scale_stride,
-                        num_blocks,
-                        tail,
-                        inputs + 8 * n,
-                        outputs + 8 * n,
-                        row,
-                    )
-                for single in range(row, row + rows if tiled < end else row):
-                    for n in range(tiled, end):
-                        dot_tile(
-                            format_name,
-                            1,
-                            1,
-                            weight + single * weight_stride,
-                            weight_stride,
-                            scale + single * scale_stride,
-                            scale_stride,
-                            offset + single * scale_stride,
-                            num_blocks,
-                            tail,
-                            inputs + 8 * n,
-                            outputs + 8 * n,
-                            single,
-                        )
-        kind = load_int(task + 8 * Product.BIAS_KIND)
-        if kind > 0:
-            bias = load_int(task + 8 * Product.BIAS)
-            bias += slot * load_int(task + 8 * Product.BIAS_SLOT_STRIDE)
-            for n in range(count):
-                output = load_int(outputs + 8 * n)
-                for row in range(first_row, last_row):
-                    if kind == 1:
-                        value = load_float(bias + 4 * row)
-                    elif kind == 2:
-                        value = load_float16(bias + 2 * row)
-                    else:
-                        value = load_bfloat16(bias + 2 * row)
-                    store_float(output + 4 * row, load_float(output + 4 * row) + value)
+        _multiply(format_name, _matrix_in(task, slot), row, end, inputs, outputs, count)
+        if load_int(task + 8 * Product.BIAS_KIND) > 0:
+            _add_bias(task, slot, row, end, outputs, count)
 
     return step_address(step)
+
+
+@inlined
+def _matrix_in(task, slot):  # type: ignore[no-untyped-def]
+    """Return what `dot_tile` needs to know of the matrix in a slot."""
+    scale_start = slot * load_int(task + 8 * Product.SCALE_SLOT_STRIDE)
+    return (
+        load_int(task + 8 * Product.WEIGHT)
+        + slot * load_int(task + 8 * Product.WEIGHT_SLOT_STRIDE),
+        load_int(task + 8 * Product.WEIGHT_STRIDE),
+        load_int(task + 8 * Product.SCALE) + scale_start,
+        load_int(task + 8 * Product.SCALE_STRIDE),
+        load_int(task + 8 * Product.OFFSET) + scale_start,
+        load_int(task + 8 * Product.NUM_BLOCKS),
+        load_int(task + 8 * Product.TAIL_LANES),
+    )
+
+
+@inlined
+def _multiply(format_name, matrix, first_row, last_row, inputs, outputs, count):  # type: ignore[no-untyped-def]
+    """Multiply rows of a matrix by `count` inputs: in tiles, and those left over one by one."""
+    for begin in range(0, count, _INPUTS_IN_CACHE):
+        end = min(count, begin + _INPUTS_IN_CACHE)
+        tiled = end - (end - begin) % _INPUTS
+        for row in range(first_row, last_row, ROWS):
+            for n in range(begin, tiled, _INPUTS):
+                _multiply_tile(format_name, ROWS, _INPUTS, matrix, row, inputs, outputs, n)
+            for single in range(row, row + ROWS if tiled < end else row):
+                for n in range(tiled, end):
+                    _multiply_tile(format_name, 1, 1, matrix, single, inputs, outputs, n)
+
+
+@inlined
+def _multiply_tile(format_name, rows, columns, matrix, row, inputs, outputs, n):  # type: ignore[no-untyped-def]
+    """Multiply `rows` rows from `row` on by `columns` inputs from `n` on; both are constants."""
+    weight, weight_stride, scale, scale_stride, offset, num_blocks, tail_lanes = matrix
+    dot_tile(
+        format_name,
+        rows,
+        columns,
+        weight + row * weight_stride,
+        weight_stride,
+        scale + row * scale_stride,
+        scale_stride,
+        offset + row * scale_stride,
+        num_blocks,
+        tail_lanes,
+        inputs + 8 * n,
+        outputs + 8 * n,
+        row,
+    )
+
+
+@inlined
+def _add_bias(task, slot, first_row, last_row, outputs, count):  # type: ignore[no-untyped-def]
+    """Add the layer's bias to rows of `count` results."""
+    kind = load_int(task + 8 * Product.BIAS_KIND)
+    bias = load_int(task + 8 * Product.BIAS)
+    bias += slot * load_int(task + 8 * Product.BIAS_SLOT_STRIDE)
+    for n in range(count):
+        output = load_int(outputs + 8 * n)
+        for row in range(first_row, last_row):
+            if kind == 1:
+                value = load_float(bias + 4 * row)
+            elif kind == 2:
+                value = load_float16(bias + 2 * row)
+            else:
+                value = load_bfloat16(bias + 2 * row)
+            store_float(output + 4 * row, load_float(output + 4 * row) + value)
 
 
 @cache

@@ -1,0 +1,40 @@
+"""The options of the commands: flags, bounds and help. Defaults are where a command takes them."""
+
+from typing import Annotated
+
+import typer
+
+from ..config import KERNEL_NAMES, POLICY_NAMES
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Prompt = Annotated[
+    str, typer.Option("-p", "--prompt", help="The prompt; - reads it from standard input.")
+]
+Model = Annotated[
+    str | None, typer.Argument(help="A folder or a Hub id; left out, the bundled model.")
+]
+MaxTokens = Annotated[
+    int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for the whole model: 6GB, 40% of its need, or all. "
+        "Default: what the machine can spare."
+    ),
+]
+Temperature = Annotated[
+    float, typer.Option("--temp", min=0.0, help="Sampling temperature; 0 is greedy.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]
+Capacity = Annotated[
+    int | None, typer.Option(min=1, help="Fix the slots per layer instead of the memory.")
+]
+Policy = Annotated[str, typer.Option(help=f"Which expert leaves first: {', '.join(POLICY_NAMES)}.")]
+Kernels = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What computes: {' or '.join(KERNEL_NAMES)}. Default: the best for the device."
+    ),
+]
+ChatTemplate = Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")]
