@@ -32,7 +32,7 @@ from mlx_flash.kernels.cpu.matrix import Matrix
 from mlx_flash.streaming import adapter
 from mlx_flash.streaming.dense import LOGIT_POSITIONS
 from mlx_flash.streaming.swap import swap_modules
-from mlx_flash.streaming.switch import ExpertTwin, ResidentStacks, on_stacks
+from mlx_flash.streaming.switch import ExpertTwin, ResidentStacks, on_places
 
 ONE, TWO, FIVE = CpuKernels(1), CpuKernels(2), CpuKernels(5)
 WIDTHS = (128, 384, 2048, 2880)  # whole blocks, and every kind of rest
@@ -198,8 +198,8 @@ def test_an_experts_step_is_that_of_mlx(name: str, biased: bool) -> None:
     }
     x, indices = mx.random.normal((2, 9, 128)), mx.random.randint(0, 6, (2, 9, 3)).astype(mx.uint32)
     expected = np.asarray(switch(x, indices))
-    compute = on_stacks(switch, ResidentStacks(arrays), TWO)
-    twin = ExpertTwin(switch, compute)
+    compute = on_places(switch, [ResidentStacks(arrays)], TWO)[0]
+    twin = ExpertTwin(switch, [compute])
     assert twin.fused
     found = np.asarray(compute(x, indices))
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
@@ -215,8 +215,8 @@ def test_an_unknown_activation_takes_the_general_path() -> None:
     }
     x, indices = mx.random.normal((1, 40, 128)), mx.random.randint(0, 6, (1, 40, 2))
     expected = np.asarray(switch(x, indices.astype(mx.uint32)))
-    compute = on_stacks(switch, ResidentStacks(arrays), TWO)
-    assert not ExpertTwin(switch, compute).fused
+    compute = on_places(switch, [ResidentStacks(arrays)], TWO)[0]
+    assert not ExpertTwin(switch, [compute]).fused
     assert np.allclose(np.asarray(compute(x, indices.astype(mx.uint32))), expected, atol=1e-5)
 
 

@@ -21,6 +21,7 @@ from comparing import (
 from families import Family, write_checkpoint
 
 from mlx_flash.cache.policies import POLICIES
+from mlx_flash.config import ReadOptions
 from mlx_flash.errors import ExpertReadError, UnsupportedModelError
 
 FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
@@ -36,6 +37,7 @@ FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "f16": (None, "float16"),
     "f32": (None, "float32"),
 }
+OVERLAPPED = ReadOptions(overlap_bytes=1)  # experts this small are read at once otherwise
 CAPACITIES = (1, 2, 3, 4, 8)  # of 8 experts, 2 per token: 1, k, k + 1, E / 2, E
 VOCAB = 128
 
@@ -89,7 +91,7 @@ def test_streamed_logits_equal_resident_logits(
     reference: Reference, policy: str, capacity: int, device: str
 ) -> None:
     expected = reference.logits(device)
-    ours = streamed(reference.folder, capacity, policy, device)
+    ours = streamed(reference.folder, capacity, policy, device, OVERLAPPED)
     assert ours.stream is not None
     run = list(run_both(ours.model))
     ours.stream.cache.check_integrity()
@@ -101,30 +103,38 @@ def test_streamed_logits_equal_resident_logits(
     assert steps == []
 
 
+@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
-def test_batches_stay_exact(checkpoint: Path, capacity: int, device: str) -> None:
-    ours, theirs = streamed(checkpoint, capacity, device=device), resident(checkpoint, device)
+def test_batches_stay_exact(
+    checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None
+) -> None:
+    ours = streamed(checkpoint, capacity, device=device, reads=reads)
+    theirs = resident(checkpoint, device)
     prompt = random_tokens(17, VOCAB, batch=3)
     assert differing_steps(ours.model, theirs, prompt, num_decode=8) == []
 
 
+@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_results_are_exact_when_computed_long_after_the_slots_moved_on(
-    checkpoint: Path, capacity: int, device: str
+    checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None
 ) -> None:
     """Results stay lazy until asked for: by then later calls have overwritten the slots."""
-    ours, theirs = streamed(checkpoint, capacity, device=device).model, resident(checkpoint, device)
+    ours = streamed(checkpoint, capacity, device=device, reads=reads).model
+    theirs = resident(checkpoint, device)
     prompts = [random_tokens(3, VOCAB, seed=seed) for seed in range(12)]
     lazy = [ours(prompt) for prompt in prompts]
     for prompt, logits in zip(prompts, lazy, strict=True):
         assert mx.array_equal(logits, theirs(prompt)).item()
 
 
+@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
-    checkpoint: Path, capacity: int, device: str
+    checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None
 ) -> None:
-    ours, theirs = streamed(checkpoint, capacity, device=device), resident(checkpoint, device)
+    ours = streamed(checkpoint, capacity, device=device, reads=reads)
+    theirs = resident(checkpoint, device)
     assert ours.stream is not None
     reader = ours.stream.reader
     healthy, calls = reader._preadv, 0

@@ -72,42 +72,38 @@ class TestContract:
         assert cache.slot_of(0, 0) == kept[0]
         assert ask(cache, 5) == (set(), {5})
 
-    def test_too_many_experts_change_nothing(self, policy: Callable[[], Policy]) -> None:
-        cache = new_cache(2, policy)
-        ask(cache, 0, 1)
-        before = cache.residents(0)
-        with pytest.raises(ValueError, match="do not fit"), cache.admit(0, [1, 2, 3]):
-            pass
-        assert cache.residents(0) == before
-
-    def test_waves_cover_every_expert_once_and_use_residents_first(
+    def test_where_slots_are_short_residents_stay_and_the_first_asked_come_in(
         self, policy: Callable[[], Policy]
     ) -> None:
         for capacity in range(1, 9):
             cache = new_cache(capacity, policy)
             ask(cache, *range(capacity))
             asked = [7, 5, 5, 3, 1, 0]
-            waves = cache.waves(0, asked)
-            assert sorted(expert for wave in waves for expert in wave) == [0, 1, 3, 5, 7]
-            resident = {expert for expert in asked if expert < capacity}
-            assert resident <= set(waves[0])
-            hits = sum(len(ask(cache, *wave)[0]) for wave in waves)
-            assert hits == len(resident)
+            before = cache.residents(0)
+            with cache.admit(0, asked) as admission:
+                assert admission.hits == {e: before[e] for e in asked if e in before}
+                missing = [e for e in (7, 5, 3, 1, 0) if e not in before]
+                room = capacity - len(admission.hits)
+                assert list(admission.misses) == missing[:room]
+                assert list(admission.without_slot) == missing[room:]
+            cache.check_integrity()
 
     def test_random_operations_keep_the_books(self, policy: Callable[[], Policy]) -> None:
         rng = random.Random(7)
         cache = ExpertCache([8, 5], [3, 1], policy)
         for _ in range(2000):
             layer = rng.randrange(2)
-            experts = rng.sample(range((8, 5)[layer]), rng.randint(1, (3, 1)[layer]))
+            experts = rng.sample(range((8, 5)[layer]), rng.randint(1, 5))
             resident = cache.residents(layer)
             try:
                 with cache.admit(layer, experts) as admission:
                     assert admission.hits == {e: s for e, s in resident.items() if e in experts}
-                    assert set(admission.misses) == set(experts) - resident.keys()
+                    missing = admission.misses.keys() | set(admission.without_slot)
+                    assert missing == set(experts) - resident.keys()
                     if rng.random() < 0.2:
                         raise OSError
-                assert set(experts) <= cache.residents(layer).keys()
+                kept = admission.hits.keys() | admission.misses.keys()
+                assert kept <= cache.residents(layer).keys()
             except OSError:
                 assert not admission.misses.keys() & cache.residents(layer).keys()
             cache.check_integrity()
@@ -143,11 +139,12 @@ def test_an_expert_that_the_layer_has_not_is_refused() -> None:
         pass
 
 
-def test_a_fully_pinned_layer_says_so() -> None:
+def test_a_pinned_expert_is_no_victim_and_leaves_the_others_without_a_slot() -> None:
     cache = new_cache(1)
     ask(cache, 0)
-    with cache.pin(0, 0), pytest.raises(ValueError, match="pinned"):
-        cache.waves(0, [1])
+    with cache.pin(0, 0), cache.admit(0, [1]) as admission:
+        assert admission.without_slot == (1,)
+    assert cache.residents(0).keys() == {0}
 
 
 def victims(policy: Policy, uses: str, candidates: str) -> str:

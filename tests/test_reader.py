@@ -34,6 +34,10 @@ def stamp_of(path: Path) -> FileStamp:
         return FileStamp.of(opened.fileno())
 
 
+def do_reads(reader: ExpertReader, reads: Sequence[Read]) -> int:
+    return reader.start(reads).wait()
+
+
 def reader_of(path: Path, preadv: Preadv = os.preadv, **options: int) -> ExpertReader:
     return ExpertReader(CheckpointFiles({path: stamp_of(path)}), ReadOptions(**options), preadv)
 
@@ -44,7 +48,7 @@ def test_every_view_gets_its_own_bytes_whatever_the_grouping(file: Path) -> None
         for num_threads in (1, 3, 8):
             reads = [read_at(file, *place) for place in places]
             reader = reader_of(file, split_bytes=split_bytes, num_threads=num_threads)
-            assert reader.read(reads) == sum(nbytes for _, nbytes in places)
+            assert do_reads(reader, reads) == sum(nbytes for _, nbytes in places)
             for read, (offset, nbytes) in zip(reads, places, strict=True):
                 assert bytes(read.into) == CONTENT[offset : offset + nbytes]
 
@@ -62,7 +66,7 @@ def test_partial_reads_are_continued(file: Path) -> None:
         return os.preadv(descriptor, [views[0][:7]], offset)
 
     reads = [read_at(file, 0, 20), read_at(file, 20, 30)]
-    assert reader_of(file, trickle).read(reads) == 50
+    assert do_reads(reader_of(file, trickle), reads) == 50
     assert bytes(reads[0].into) + bytes(reads[1].into) == CONTENT[:50]
 
 
@@ -75,7 +79,7 @@ def test_a_passing_error_is_retried(file: Path) -> None:
         return os.preadv(descriptor, list(views), offset)
 
     read = read_at(file, 10, 100)
-    assert reader_of(file, flaky, num_retries=2).read([read]) == 100
+    assert do_reads(reader_of(file, flaky, num_retries=2), [read]) == 100
     assert bytes(read.into) == CONTENT[10:110]
 
 
@@ -84,7 +88,7 @@ def test_a_lasting_error_names_layer_expert_file_and_offset(file: Path) -> None:
         raise OSError(5, "Input/output error")
 
     with pytest.raises(ExpertReadError) as caught:
-        reader_of(file, broken).read([read_at(file, 10, 100, expert=6)])
+        do_reads(reader_of(file, broken), [read_at(file, 10, 100, expert=6)])
     error = caught.value
     assert (error.layer, error.expert, error.path, error.offset) == (3, 6, file, 10)
     assert str(error) == (
@@ -94,15 +98,15 @@ def test_a_lasting_error_names_layer_expert_file_and_offset(file: Path) -> None:
 
 def test_a_short_file_is_an_error_not_zeros(file: Path) -> None:
     with pytest.raises(ExpertReadError, match="the file ends after 536 of 1000 bytes"):
-        reader_of(file).read([read_at(file, 65_000, 1000)])
+        do_reads(reader_of(file), [read_at(file, 65_000, 1000)])
 
 
 def test_a_file_that_changes_underneath_is_an_error(file: Path) -> None:
     reader = reader_of(file)
-    reader.read([read_at(file, 0, 10)])
+    do_reads(reader, [read_at(file, 0, 10)])
     file.write_bytes(CONTENT[:-1] + b"!!")
     with pytest.raises(ExpertReadError, match="changed after it was opened"):
-        reader.read([read_at(file, 0, 10)])
+        do_reads(reader, [read_at(file, 0, 10)])
 
 
 def test_a_failing_batch_is_quiet_before_its_error_arrives(file: Path) -> None:
@@ -119,7 +123,7 @@ def test_a_failing_batch_is_quiet_before_its_error_arrives(file: Path) -> None:
 
     reads = [read_at(file, 0, 10), read_at(file, 5000, 10)]
     with pytest.raises(ExpertReadError):
-        reader_of(file, preadv, num_retries=0).read(reads)
+        do_reads(reader_of(file, preadv, num_retries=0), reads)
     assert finished == [0]
 
 
@@ -152,7 +156,7 @@ def test_an_interrupt_leaves_no_thread_writing(
     monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
     reads = [read_at(file, offset, 10) for offset in range(0, 50_000, 5000)]
     with pytest.raises(KeyboardInterrupt):
-        reader_of(file, slow, num_threads=2).read(reads)
+        do_reads(reader_of(file, slow, num_threads=2), reads)
     before = list(writing)
     assert len(before) <= len(reads)
     may_read.wait(timeout=1)
@@ -173,9 +177,9 @@ def test_threads_that_cannot_start_leave_no_thread_writing(
 
     monkeypatch.setattr(reader._pool, "submit", fail_later)
     with pytest.raises(RuntimeError, match="new thread"):
-        reader.read([read_at(file, offset, 10) for offset in (0, 5000, 10_000, 15_000)])
+        do_reads(reader, [read_at(file, offset, 10) for offset in (0, 5000, 10_000, 15_000)])
     (batch,) = {args[0].__self__ for args in started}
-    assert batch.run([None]) == 0
+    assert batch._run([None]) == 0
 
 
 def test_a_file_replaced_after_its_header_was_read_is_refused(file: Path) -> None:
@@ -201,7 +205,7 @@ def test_close_never_waits_for_a_read(file: Path) -> None:
         return os.preadv(descriptor, list(views), offset)
 
     reader, done = reader_of(file, stuck), []
-    reading = threading.Thread(target=lambda: done.append(reader.read([read_at(file, 0, 10)])))
+    reading = threading.Thread(target=lambda: done.append(do_reads(reader, [read_at(file, 0, 10)])))
     reading.start()
     started.wait(timeout=10)
     closing = threading.Thread(target=reader.close)
@@ -217,7 +221,7 @@ def test_close_never_waits_for_a_read(file: Path) -> None:
 def test_close_ends_threads_and_descriptors(file: Path) -> None:
     files = CheckpointFiles({file: stamp_of(file)})
     reader = ExpertReader(files, ReadOptions())
-    reader.read([read_at(file, 0, 10)])
+    do_reads(reader, [read_at(file, 0, 10)])
     reader.close()
     files.close()
     files.close()

@@ -94,7 +94,8 @@ class ReadOptions:
     """How expert bytes are read.
 
     `num_threads` reads are in flight together. A read is split above `split_bytes`. A failed
-    read is tried `num_retries` more times.
+    read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
+    has in memory is computed meanwhile.
 
     Raises:
         OptionError: a number that is too small.
@@ -103,6 +104,7 @@ class ReadOptions:
     num_threads: int = 8
     split_bytes: int = 4 * 1024 * 1024
     num_retries: int = 2
+    overlap_bytes: int = 1024 * 1024
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:

@@ -1,6 +1,6 @@
 """Which expert sits in which slot. Holds no bytes and reads none: it only decides."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,11 +12,12 @@ class Admission:
     """What one admission found and decided.
 
     `hits` were resident before; `misses` must be read into their slots inside the transaction.
-    Both map an expert to its slot.
+    Both map an expert to its slot. `without_slot` are those for whom there was none.
     """
 
     hits: dict[int, int]
     misses: dict[int, int]
+    without_slot: tuple[int, ...]
 
 
 class _LayerSlots:
@@ -64,48 +65,35 @@ class ExpertCache:
         """Return a copy of the expert -> slot map of a layer."""
         return dict(self._layers[layer].slot_of)
 
-    def waves(self, layer: int, experts: Iterable[int]) -> list[list[int]]:
-        """Split distinct `experts` into groups that fit the layer's slots, residents first.
-
-        Residents come first so that no wave evicts an expert that a later wave asks for.
-
-        Raises:
-            ValueError: pins leave no slot for an expert that is not resident.
-        """
-        slots = self._layers[layer]
-        asked = sorted(set(experts))
-        resident = [expert for expert in asked if expert in slots.slot_of]
-        missing = [expert for expert in asked if expert not in slots.slot_of]
-        first = slots.capacity - len(slots.pins.keys() - set(resident))
-        later = slots.capacity - len(slots.pins)
-        head, rest = missing[: first - len(resident)], missing[first - len(resident) :]
-        if rest and later < 1:
-            raise ValueError(f"every slot of layer {layer} is pinned")
-        waves = [resident + head] if resident or head else []
-        return waves + [rest[start : start + later] for start in range(0, len(rest), later)]
-
     @contextmanager
     def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
-        """Give each of `experts` a slot for as long as the block runs; commit when it ends.
+        """Give `experts` slots for as long as the block runs; commit when it ends.
 
-        The block reads the bytes of the misses. They become resident when it ends; when it
-        raises, none of them does and their slots are free, whatever was written there. Hits stay
-        resident either way. No expert asked for, and no pinned one, is ever a victim.
+        Where there are more than slots, those that are resident keep theirs, and the first of the
+        others get what is left. The block reads the bytes of the misses. They become resident when
+        it ends; when it raises, none of them does and their slots are free, whatever was written
+        there. Hits stay resident either way. No expert asked for, and no pinned one, is ever a
+        victim.
 
         Raises:
-            ValueError: more distinct experts than the layer can hold beside its pins, or an
-                expert that the layer does not have. Nothing has changed then.
+            ValueError: an expert that the layer does not have. Nothing has changed then.
         """
         slots = self._layers[layer]
-        asked = set(experts)
-        self._check_room(layer, asked)
+        asked = list(dict.fromkeys(experts))
+        unknown = [expert for expert in asked if not 0 <= expert < slots.num_experts]
+        if unknown:
+            raise ValueError(
+                f"layer {layer} has experts 0 to {slots.num_experts - 1}, asked for {unknown}"
+            )
         slots.now += 1
         hits = {expert: slots.slot_of[expert] for expert in asked if expert in slots.slot_of}
-        for expert in sorted(asked):
+        missing = [expert for expert in asked if expert not in hits]
+        room = slots.capacity - len(hits) - len(slots.pins.keys() - hits.keys())
+        for expert in sorted([*hits, *missing[:room]]):
             slots.policy.used(expert, slots.now)
-        misses = self._place(slots, asked)
+        misses = self._place(slots, missing[:room], keep=hits.keys() | slots.pins.keys())
         try:
-            yield Admission(hits, misses)
+            yield Admission(hits, misses, tuple(missing[room:]))
         except BaseException:
             for expert in misses:
                 slots.policy.evicted(expert)
@@ -113,31 +101,17 @@ class ExpertCache:
         slots.slot_of.update(misses)
 
     @staticmethod
-    def _place(slots: _LayerSlots, asked: set[int]) -> dict[int, int]:
-        """Return a slot for each of `asked` that is not resident; evict where none is free."""
+    def _place(slots: _LayerSlots, missing: Sequence[int], keep: Set[int]) -> dict[int, int]:
+        """Return a slot for each of `missing`; where none is free evict, none of `keep`."""
         free = sorted(set(range(slots.capacity)) - set(slots.slot_of.values()), reverse=True)
         misses = {}
-        for expert in sorted(asked - slots.slot_of.keys()):
+        for expert in missing:
             if not free:
-                keep = asked | slots.pins.keys()
                 victim = slots.policy.victim(slots.slot_of.keys() - keep, slots.now)
                 free.append(slots.slot_of.pop(victim))
                 slots.policy.evicted(victim)
             misses[expert] = free.pop()
         return misses
-
-    def _check_room(self, layer: int, asked: set[int]) -> None:
-        slots = self._layers[layer]
-        unknown = [expert for expert in asked if not 0 <= expert < slots.num_experts]
-        if unknown:
-            raise ValueError(
-                f"layer {layer} has experts 0 to {slots.num_experts - 1}, asked for {unknown}"
-            )
-        if len(asked | slots.pins.keys()) > slots.capacity:
-            raise ValueError(
-                f"{len(asked)} experts and {len(slots.pins)} pins do not fit "
-                f"the {slots.capacity} slots of layer {layer}"
-            )
 
     @contextmanager
     def pin(self, layer: int, expert: int) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """The layout of one layer's experts: which span of which file fills which tensor of a slot."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,23 @@ class ExpertLayout:
     def files(self) -> dict[Path, FileStamp]:
         """Every file that holds a part of this layer's experts, as it was."""
         return {tensor.path: tensor.stamp for tensor in self.tensors}
+
+
+_SWEEP_BYTES = 8 * 1024 * 1024  # enough reads in flight for any disk
+_MAX_SWEEP_SLOTS = 16
+
+
+def sweep_slots(layout: ExpertLayout) -> int:
+    """Return the slots of a layer's sweep buffer: an even number, one half is read while the
+    other is computed.
+    """
+    wanted = min(-(-_SWEEP_BYTES // max(1, layout.expert_bytes)), layout.num_experts)
+    return max(2, min(_MAX_SWEEP_SLOTS, wanted + wanted % 2))
+
+
+def sweep_bytes(layouts: Sequence[ExpertLayout]) -> int:
+    """Return the memory of the sweep buffer that all layers share."""
+    return max((layout.slab_bytes(sweep_slots(layout)) for layout in layouts), default=0)
 
 
 def aligned(nbytes: int) -> int:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +103,40 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     }
     _check_no_overlap(entries, path)
     return entries
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor that is about to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it takes."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def header_of(tensors: Sequence[NewTensor], metadata: Mapping[str, str], alignment: int) -> bytes:
+    """Return the head of a safetensors file in which `tensors` lie back to back, in this order.
+
+    The first starts at a multiple of `alignment` bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for tensor in tensors:
+        end = start + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _entry(name: str, value: Any, path: Path, data_start: int, stamp: FileStamp) -> TensorEntry:

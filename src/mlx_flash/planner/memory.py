@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..config import MemoryLimit
 from ..errors import MemoryPlanError
-from ..formats.layout import ExpertLayout
+from ..formats.layout import ExpertLayout, sweep_bytes
 
 _HEADROOM_SHARE = 0.1  # of what is free, left to the rest of the machine
 _HEADROOM_BYTES = 128 * 1024 * 1024
@@ -34,8 +34,12 @@ class ModelNeed:
         return max((layout.num_experts for layout in self.layouts), default=0)
 
     def slot_bytes(self, capacity: int) -> int:
-        """Return the memory of `capacity` slots in each layer, at most one per expert."""
-        return sum(layout.slab_bytes(min(capacity, layout.num_experts)) for layout in self.layouts)
+        """Return the memory of `capacity` slots in each layer, at most one per expert.
+
+        That includes the sweep buffer, which the layers share.
+        """
+        own = sum(layout.slab_bytes(min(capacity, layout.num_experts)) for layout in self.layouts)
+        return own + sweep_bytes(self.layouts)
 
     def streamed_bytes(self, capacity: int) -> int:
         """Return the need of the model with `capacity` slots per layer."""

@@ -38,16 +38,41 @@ class _Run:
         return sum(read.into.nbytes for read in self.reads)
 
 
-class _Batch:
-    """Reads that belong together: after `close` no thread writes into their views any more."""
+class ReadBatch:
+    """Reads under way that belong together. After `wait` or `close` none touches its view."""
 
     def __init__(self, read: Callable[[_Run], int]) -> None:
+        """Start nothing yet: `submit` does."""
         self._read = read
         self._change = threading.Condition()
         self._num_active = 0
         self._closed = False
+        self._futures: list[Future[int]] = []
 
-    def run(self, runs: Sequence[_Run]) -> int:
+    def submit(self, pool: ThreadPoolExecutor, shares: Sequence[Sequence[_Run]]) -> None:
+        """Have `shares` done by the threads of a pool; nothing is under way when this raises."""
+        try:
+            for share in shares:
+                self._futures.append(pool.submit(self._run, share))
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self) -> int:
+        """Block until the reads are done; return the bytes read.
+
+        Raises:
+            ExpertReadError: one of the reads failed, after its retries.
+        """
+        try:
+            return sum(future.result() for future in self._futures)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._futures.clear()  # an error's traceback would keep them, and they the error
+
+    def _run(self, runs: Sequence[_Run]) -> int:
         """Do `runs` one after the other, none when the batch is closed; return the bytes read."""
         with self._change:
             if self._closed:
@@ -84,26 +109,12 @@ class ExpertReader:
         self._preadv = preadv
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="expert-reader")
 
-    def read(self, reads: Sequence[Read]) -> int:
-        """Do all `reads`, many at a time, and block until they are done; return the bytes read.
-
-        Also when this raises, no thread touches the views any more.
-
-        Raises:
-            ExpertReadError: one of the reads failed, after its retries.
-        """
+    def start(self, reads: Sequence[Read]) -> ReadBatch:
+        """Start all `reads`, many at a time, behind those that were started before."""
+        batch = ReadBatch(self._read)
         runs = coalesce(reads, self._options.split_bytes)
-        batch = _Batch(self._read)
-        futures: list[Future[int]] = []
-        try:
-            for share in _balance(runs, self._options.num_threads):
-                futures.append(self._pool.submit(batch.run, share))
-            return sum(future.result() for future in futures)
-        except BaseException:
-            batch.close()
-            raise
-        finally:
-            futures.clear()  # an error's traceback would keep them, and they the error
+        batch.submit(self._pool, _balance(runs, self._options.num_threads))
+        return batch
 
     def close(self) -> None:
         """End the threads as soon as they are idle. Never waits; the files stay open.

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from ..cache.expert_cache import ExpertCache
 from ..cache.policies import POLICIES
 from ..config import CacheOptions, ReadOptions
-from ..formats.layout import ExpertLayout
+from ..formats.layout import ExpertLayout, sweep_bytes, sweep_slots
 from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader
 from ..telemetry.counters import StreamCounters
-from .slots import SlotPool
+from .slots import SlotPool, new_slab
 
 
 class ExpertStream:
     """What stands behind a streamed model: its cache, slots, files and counters.
+
+    `pools` are the slots of each layer. `sweeps` are what all layers share: a few slots for the
+    experts that a call computes and that do not become resident.
 
     Threads and files are released by `close()`, or when the model is no longer used.
     """
@@ -35,6 +38,7 @@ class ExpertStream:
         """
         self.layouts = tuple(layouts)
         self.lock = threading.Lock()
+        self.overlap_bytes = read_options.overlap_bytes
         self.counters = StreamCounters()
         self.cache = ExpertCache(
             [layout.num_experts for layout in layouts], capacities, POLICIES[cache_options.policy]
@@ -43,19 +47,26 @@ class ExpertStream:
             SlotPool(layout, capacity)
             for layout, capacity in zip(layouts, self.cache.capacities, strict=True)
         ]
+        self.sweeps = _sweeps(self.layouts)
         files = CheckpointFiles({p: s for layout in layouts for p, s in layout.files.items()})
         self.reader = ExpertReader(files, read_options)
         self.close = weakref.finalize(self, _release, self.reader, files)
 
     @property
     def slot_bytes(self) -> int:
-        """Memory that the slots of all layers take."""
-        return sum(pool.num_bytes for pool in self.pools)
+        """Memory that the slots of all layers take, the shared ones included."""
+        return sum(pool.num_bytes for pool in self.pools) + sweep_bytes(self.layouts)
 
     @property
     def expert_bytes(self) -> int:
         """Bytes of all experts of all layers on disk."""
         return sum(layout.num_experts * layout.expert_bytes for layout in self.layouts)
+
+
+def _sweeps(layouts: Sequence[ExpertLayout]) -> list[SlotPool]:
+    """Return each layer's sweep buffer: all of them lie in the same memory."""
+    slab = new_slab(sweep_bytes(layouts))
+    return [SlotPool(layout, sweep_slots(layout), slab) for layout in layouts]
 
 
 def _release(reader: ExpertReader, files: CheckpointFiles) -> None:

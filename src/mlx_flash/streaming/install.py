@@ -15,7 +15,7 @@ from . import adapter
 from .expert_stream import ExpertStream
 from .layer_stream import LayerStream
 from .slots import type_name
-from .switch import ResidentStacks, ResidentSwitch, StreamedSwitch, on_stacks
+from .switch import ResidentStacks, ResidentSwitch, StreamedSwitch, on_places
 
 if TYPE_CHECKING:
     from ..kernels.cpu.kernels import CpuKernels
@@ -86,9 +86,10 @@ def install(
     """Replace the switch of every site by its streaming twin: all of them, or none on an error."""
     layouts = [site.layout for site in sites]
     stream = ExpertStream(layouts, capacities, cache_options, read_options)
-    for site, pool in zip(sites, stream.pools, strict=True):
-        compute = on_stacks(site.switch, pool, kernels)
-        twin = StreamedSwitch(site.switch, compute, LayerStream(stream, site.layout.layer))
+    for site in sites:
+        layer = LayerStream(stream, site.layout.layer)
+        on_place = on_places(site.switch, layer.places, kernels)
+        twin = StreamedSwitch(site.switch, on_place, layer)
         adapter.replace_module(model, site.path, twin)
     return stream
 
@@ -101,8 +102,8 @@ def install_resident(model: Module, sites: Sequence[SwitchSite], kernels: "CpuKe
             for name, projection in adapter.projections(site.switch).items()
             for tensor, array in adapter.parameters(projection).items()
         }
-        compute = on_stacks(site.switch, ResidentStacks(arrays), kernels)
-        adapter.replace_module(model, site.path, ResidentSwitch(site.switch, compute))
+        on_place = on_places(site.switch, [ResidentStacks(arrays)], kernels)
+        adapter.replace_module(model, site.path, ResidentSwitch(site.switch, on_place))
 
 
 def stream_experts(

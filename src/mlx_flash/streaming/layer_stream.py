@@ -1,47 +1,63 @@
 """One layer's stream: which experts a call asks for, their admission, their bytes, the result."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.expert_cache import Admission
 from ..errors import UnsupportedModelError
-from ..store.reader import Read
+from ..store.reader import Read, ReadBatch
 from ..types import ExpertKey
 from .expert_stream import ExpertStream
+from .slots import SlotPool
 
 Switch = Callable[[mx.array, mx.array], mx.array]
 
 HELD_RESULT_BYTES = 64 * 1024
 """Each layer holds on to its last result up to this size, until its slots are written again."""
 
+SLOTS, SWEEP = 0, 1
+"""The places that a layer's experts are computed on: its own slots, and the shared ones."""
+
 _SORTED_FROM = 64  # pairs from which mlx-lm's switches sort; GPU kernels change below it
 
 
-class LayerStream:
-    """Makes the experts of one layer resident and runs its switch on their slots.
+@dataclass(frozen=True)
+class _Part:
+    """Experts that are computed together: their slots, where those are, and what fills them."""
 
-    Exact for every capacity: a call that asks for more experts than there are slots is split
-    into waves. Threads take turns.
+    slots: Mapping[int, int]
+    place: int
+    batch: ReadBatch | None = None
+
+
+class LayerStream:
+    """Runs a layer's switch on experts in memory, and on others while they are being read.
+
+    Exact for every capacity. Threads take turns.
     """
 
     def __init__(self, stream: ExpertStream, layer: int) -> None:
         self.stream = stream
+        self.places: tuple[SlotPool, SlotPool] = (stream.pools[layer], stream.sweeps[layer])
         self._layout = stream.layouts[layer]
-        self._pool = stream.pools[layer]
-        self._running: mx.array | None = None
+        self._running: list[mx.array] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
 
-    def run(self, switch: Switch, x: mx.array, indices: mx.array) -> mx.array:
+    def run(self, on_place: Sequence[Switch], x: mx.array, indices: mx.array) -> mx.array:
         """Return `switch(x[..., D], slots of indices[..., K])`: `[..., K, D]`, unweighted.
 
-        `switch` computes on the slots of this layer. Evaluates `indices`.
+        `on_place` are the switch on SLOTS and on SWEEP. Evaluates `indices`.
 
         Raises:
             ExpertReadError: an expert could not be read; it is not resident, the others are.
@@ -51,87 +67,128 @@ class LayerStream:
         if experts.size == 0:
             return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
         with self.stream.lock:
-            return self._run(switch, x, experts)
+            asked, counts = np.unique(experts, return_counts=True)
+            busiest_first = asked[np.argsort(-counts, kind="stable")].tolist()
+            cache, counters = self.stream.cache, self.stream.counters
+            with cache.admit(self._layout.layer, busiest_first) as admission, ExitStack() as reads:
+                counters.asks += len(busiest_first)
+                counters.hits += len(admission.hits)
+                counters.swept += len(admission.without_slot)
+                return self._compute(on_place, x, experts, self._parts(admission, reads))
 
-    def _run(self, switch: Switch, x: mx.array, experts: npt.NDArray[Any]) -> mx.array:
-        waves = self.stream.cache.waves(self._layout.layer, np.unique(experts).tolist())
-        self.stream.counters.waves += len(waves)
-        if len(waves) == 1:
-            slots = self._make_resident(waves[0])
-            return self._hold(switch(x, mx.array(self._lookup(slots, experts))))
-        return self._run_waves(switch, x, experts, waves)
+    def _parts(self, admission: Admission, reads: ExitStack) -> Iterator[_Part]:
+        """Yield what can be computed, in turn, while the rest is being read.
 
-    def _run_waves(
+        Experts without a slot of their own pass through the sweep buffer, one half of which is
+        filled while the other is computed: who takes the next part has computed those before.
+        `reads` ends what is still being read when the caller stops early.
+        """
+        self._finish()
+        hits, misses, others = admission.hits, admission.misses, admission.without_slot
+        half = self.places[SWEEP].capacity // 2
+        if (len(misses) + len(others)) * self._layout.expert_bytes < self.stream.overlap_bytes:
+            own = [(hits | misses, misses)]
+        else:
+            own = [(hits, {})] + [(group, group) for group in _groups(misses, half)]
+        swept = [
+            {expert: slot + number % 2 * half for slot, expert in enumerate(group)}
+            for number, group in enumerate(_groups(dict.fromkeys(others), half))
+        ]
+        parts = [self._start(slots, SLOTS, missing, reads) for slots, missing in own if slots]
+        ahead = deque(self._start(slots, SWEEP, slots, reads) for slots in swept[:2])
+        yield from parts
+        for slots in [*swept[2:], None, None]:
+            if ahead:
+                yield ahead.popleft()
+            if slots is not None:
+                ahead.append(self._start(slots, SWEEP, slots, reads))
+
+    def _start(
+        self, slots: Mapping[int, int], place: int, missing: Mapping[int, int], reads: ExitStack
+    ) -> _Part:
+        """Return a part of which the experts `missing` (expert -> slot) are being read."""
+        if not missing:
+            return _Part(slots, place)
+        batch = self.stream.reader.start(
+            [
+                Read(ExpertKey(self._layout.layer, expert), span.path, span.offset, into)
+                for expert, slot in missing.items()
+                for tensor in self._layout.tensors
+                for span, into in [
+                    (tensor.span(expert), self.places[place].view(tensor.name, slot))
+                ]
+            ]
+        )
+        reads.callback(batch.close)
+        return _Part(slots, place, batch)
+
+    def _compute(
         self,
-        switch: Switch,
+        on_place: Sequence[Switch],
         x: mx.array,
         experts: npt.NDArray[Any],
-        waves: Sequence[Sequence[int]],
+        parts: Iterable[_Part],
     ) -> mx.array:
-        """Run the switch wave by wave over the (token, k) pairs whose expert is in the wave."""
-        num_tokens, top_k = experts.size // experts.shape[-1], experts.shape[-1]
-        tokens = x.reshape(num_tokens, x.shape[-1])
-        pairs = experts.reshape(-1)
+        """Compute part by part the (token, k) pairs whose expert is in it; put them in order."""
+        top_k = experts.shape[-1]
+        tokens, pairs = x.reshape(-1, x.shape[-1]), experts.reshape(-1)
         results, positions = [], []
-        for wave in waves:
-            slots = self._make_resident(wave)
-            inside = np.flatnonzero(np.isin(pairs, wave))
+        for part in parts:
+            self._wait(part)
+            inside = np.flatnonzero(np.isin(pairs, list(part.slots)))
+            if inside.size == pairs.size:
+                y = on_place[part.place](x, self._lookup(part, experts))
+                self._launch(y, part.place)
+                break
             rows = _at_least(inside, min(pairs.size, _SORTED_FROM))
-            y = switch(
-                tokens[mx.array(rows // top_k)],
-                mx.array(self._lookup(slots, pairs[rows])[:, None]),
-            )
-            _start(y)
-            mx.eval(y)  # before the next wave overwrites the slots
-            results.append(y[: inside.size].squeeze(-2))
+            if len(tokens) == 1:
+                y = on_place[part.place](tokens, self._lookup(part, pairs[rows][None]))[0]
+            else:
+                picked = tokens[mx.array(rows // top_k)]
+                y = on_place[part.place](picked, self._lookup(part, pairs[rows][:, None]))[:, 0]
+            y = y[: inside.size]
+            self._launch(y, part.place)
+            results.append(y)
             positions.append(inside)
-        order = np.argsort(np.concatenate(positions))
-        y = mx.concatenate(results)[mx.array(order)]
-        return y.reshape(*experts.shape, y.shape[-1])
-
-    def _lookup(
-        self, slots: Mapping[int, int], experts: npt.NDArray[Any]
-    ) -> npt.NDArray[np.uint32]:
-        """Return the slot of each of `experts`, all of them keys of `slots`."""
-        table = np.zeros(self._layout.num_experts, np.uint32)
-        table[list(slots)] = list(slots.values())
-        found: npt.NDArray[np.uint32] = table[experts]
-        return found
-
-    def _make_resident(self, experts: Sequence[int]) -> dict[int, int]:
-        """Read those of `experts` that are not resident; return the slot of each."""
-        layer = self._layout.layer
-        with self.stream.cache.admit(layer, experts) as admission:
-            if admission.misses:
-                self._finish()
-                start = time.perf_counter()
-                reads = [
-                    Read(ExpertKey(layer, expert), span.path, span.offset, into)
-                    for expert, slot in admission.misses.items()
-                    for tensor in self._layout.tensors
-                    for span, into in [(tensor.span(expert), self._pool.view(tensor.name, slot))]
-                ]
-                self.stream.counters.bytes_read += self.stream.reader.read(reads)
-                self.stream.counters.stall_s += time.perf_counter() - start
-        self.stream.counters.asks += len(experts)
-        self.stream.counters.hits += len(admission.hits)
-        return admission.hits | admission.misses
-
-    def _hold(self, y: mx.array) -> mx.array:
-        """Start computing `y`, which reads this layer's slots; wait for it only if it is large."""
-        self._finish()
-        _start(y)
-        if y.nbytes > HELD_RESULT_BYTES:
-            mx.eval(y)
         else:
-            self._running = y
+            order = np.argsort(np.concatenate(positions))
+            y = mx.concatenate(results)[mx.array(order)].reshape(*experts.shape, -1)
+            _start(y)
+        self._running = [y]
+        if y.nbytes > HELD_RESULT_BYTES:
+            self._finish()
         return y
 
+    def _lookup(self, part: _Part, experts: npt.NDArray[Any]) -> mx.array:
+        """Return the slot of each of `experts`, all of them in `part`."""
+        table = np.zeros(self._layout.num_experts, np.uint32)
+        table[list(part.slots)] = list(part.slots.values())
+        return mx.array(table[experts])
+
+    def _wait(self, part: _Part) -> None:
+        """Wait until the experts of a part are in memory."""
+        if part.batch is not None:
+            start = time.perf_counter()
+            self.stream.counters.bytes_read += part.batch.wait()
+            self.stream.counters.stall_s += time.perf_counter() - start
+
+    def _launch(self, y: mx.array, place: int) -> None:
+        """Start computing `y`, which reads slots; wait for it where they are shared."""
+        _start(y)
+        self._running.append(y)
+        if place == SWEEP:
+            mx.eval(y)
+
     def _finish(self) -> None:
-        """Wait for the computation that may still read this layer's slots."""
-        if self._running is not None:
-            mx.eval(self._running)
-            self._running = None
+        """Wait for the computations that may still read this layer's slots."""
+        mx.eval(self._running)
+        self._running.clear()
+
+
+def _groups(experts: Mapping[int, Any], size: int) -> list[dict[int, Any]]:
+    """Return a mapping in pieces of at most `size`."""
+    items = list(experts.items())
+    return [dict(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def _start(y: mx.array) -> None:
@@ -152,7 +209,7 @@ def _start(y: mx.array) -> None:
 def _at_least(pairs: npt.NDArray[Any], num_pairs: int) -> npt.NDArray[Any]:
     """Return `pairs`, on a GPU repeated up to `num_pairs`.
 
-    A small wave must take the kernel that its whole call takes: kernels differ in the order they
+    A small part must take the kernel that its whole call takes: kernels differ in the order they
     sum in, and are chosen by the number of pairs. The CPU has one, and nothing to repeat for.
     """
     if mx.default_device() == mx.Device(mx.cpu) or pairs.size >= num_pairs:

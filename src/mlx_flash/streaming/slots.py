@@ -34,8 +34,8 @@ class SlotPool:
     computation that reads it may be in flight.
     """
 
-    def __init__(self, layout: ExpertLayout, capacity: int) -> None:
-        """Allocate the slab, zeroed.
+    def __init__(self, layout: ExpertLayout, capacity: int, slab: mx.array | None = None) -> None:
+        """Use `slab`, which `new_slab` made large enough, or one of its own.
 
         Raises:
             UnsupportedModelError: an expert tensor has a type that MLX has not.
@@ -43,9 +43,9 @@ class SlotPool:
         self._nbytes = {tensor.name: tensor.nbytes for tensor in layout.tensors}
         self._bytes: dict[str, memoryview] = {}
         self.arrays: dict[str, mx.array] = {}
+        self.capacity = capacity
         self.num_bytes = layout.slab_bytes(capacity)
-        slab = mx.zeros((self.num_bytes // _WORD_BYTES,), dtype=mx.uint64)
-        mx.eval(slab)
+        slab = new_slab(self.num_bytes) if slab is None else slab
         start = -address_of(slab) % SLOT_ALIGNMENT
         for tensor in layout.tensors:
             if tensor.dtype not in DTYPES:
@@ -71,6 +71,13 @@ class SlotPool:
     def __deepcopy__(self, memo: dict[int, Any]) -> "SlotPool":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
+
+
+def new_slab(num_bytes: int) -> mx.array:
+    """Return zeroed memory for slots; `num_bytes` as `ExpertLayout.slab_bytes` counts them."""
+    slab = mx.zeros((num_bytes // _WORD_BYTES,), dtype=mx.uint64)
+    mx.eval(slab)
+    return slab
 
 
 def _stack(words: mx.array, tensor: ExpertTensor, capacity: int) -> mx.array:

@@ -1,17 +1,19 @@
 """The modules that stand in a model where mlx-lm's switch modules stood."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from ..kernels.activations import Activation
 from ..kernels.reference import Quantization, gather_linear
 from . import adapter
 from .layer_stream import LayerStream, Switch
 
 if TYPE_CHECKING:
+    from ..kernels.cpu.experts import ExpertMatrices
     from ..kernels.cpu.kernels import CpuKernels
     from ..kernels.cpu.matrix import Matrix
 
@@ -41,66 +43,101 @@ class ResidentStacks:
 class SlotLinear(Module):
     """What `SwitchLinear` and `QuantizedSwitchLinear` compute, on slots instead of experts.
 
-    Its weights are no parameters of the model: casting, saving or updating the model leaves the
-    slots alone.
+    The slots are those of `places[place]`. Its weights are no parameters of the model: casting,
+    saving or updating the model leaves the slots alone.
     """
 
     def __init__(
         self,
-        stacks: Stacks,
+        places: Sequence[Stacks],
         name: str,
         tensors: tuple[str, ...],
         quantization: Quantization | None,
         kernels: "CpuKernels | None",
     ) -> None:
         super().__init__()
-        self._stacks = stacks
+        self._places = tuple(places)
         self._names = {tensor: f"{name}.{tensor}" for tensor in tensors}
         self._quantization = quantization
         self._kernels = kernels
-        self._matrix = kernels.matrix(self.tensors(), quantization) if kernels else None
+        self.place = 0
+        self._matrices = [
+            kernels.matrix(self.tensors(place), quantization) if kernels else None
+            for place in range(len(places))
+        ]
 
-    @property
-    def matrix(self) -> "Matrix | None":
-        """The stack as the CPU kernels read it, None when they do not."""
-        return self._matrix
+    def matrix(self, place: int) -> "Matrix | None":
+        """Return the stack of a place as the CPU kernels read it, None when they do not."""
+        return self._matrices[place]
 
-    def tensors(self) -> dict[str, mx.array]:
-        """Return the stacks by their name in the projection: weight, scales ..."""
-        return {tensor: self._stacks.arrays[name] for tensor, name in self._names.items()}
+    def tensors(self, place: int) -> dict[str, mx.array]:
+        """Return the stacks of a place by their name in the projection: weight, scales ..."""
+        arrays = self._places[place].arrays
+        return {tensor: arrays[name] for tensor, name in self._names.items()}
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """Return `x[..., M, D]` times the weights in slots `indices[...]`: `[..., M, F]`."""
-        if self._kernels is not None and self._matrix is not None and x.shape[-2] == 1:
-            return self._kernels.gather_linear(self._matrix, x, indices)
-        return gather_linear(x, self.tensors(), indices, self._quantization, sorted_indices)
+        matrix = self._matrices[self.place]
+        if self._kernels is not None and matrix is not None and x.shape[-2] == 1:
+            return self._kernels.gather_linear(matrix, x, indices)
+        tensors = self.tensors(self.place)
+        return gather_linear(x, tensors, indices, self._quantization, sorted_indices)
 
 
-def on_stacks(switch: Module, stacks: Stacks, kernels: "CpuKernels | None") -> Switch:
-    """Make a switch compute on `stacks`; return the fastest way to call it.
+def on_places(
+    switch: Module, places: Sequence[Stacks], kernels: "CpuKernels | None"
+) -> list[Switch]:
+    """Make a switch compute on any of `places`; return the fastest way to call it on each.
 
     That is one call of the kernels for all an expert does, or the switch itself where they do not
     know its activation or a format.
     """
-    matrices = {}
+    linears = {}
     for name, projection in adapter.projections(switch).items():
         tensors = tuple(adapter.parameters(projection))
         quantization = adapter.quantization_of(projection)
-        linear = SlotLinear(stacks, name, tensors, quantization, kernels)
-        adapter.replace_module(switch, name, linear)
-        matrices[name] = linear.matrix
-    if kernels is None:
-        return cast(Switch, switch)
+        linears[name] = SlotLinear(places, name, tensors, quantization, kernels)
+        adapter.replace_module(switch, name, linears[name])
+    kind = adapter.activation_of(switch) if kernels else None
+    found: list[Switch] = []
+    for place in range(len(places)):
+        matrices = {name: linear.matrix(place) for name, linear in linears.items()}
+        experts = _expert_matrices(matrices, kind) if kernels else None
+        if kernels and experts:
+            found.append(partial(kernels.experts, experts))
+        else:
+            found.append(SwitchOnPlace(switch, tuple(linears.values()), place))
+    return found
+
+
+def _expert_matrices(
+    matrices: Mapping[str, "Matrix | None"], kind: Activation | None
+) -> "ExpertMatrices | None":
+    """Return what the kernels compute an expert with; None where they cannot do it in one call."""
     from ..kernels.cpu.kernels import expert_matrices
 
-    kind = adapter.activation_of(switch)
-    first, up = matrices.get("gate_proj"), matrices.get("up_proj")
-    down, gated = matrices.get("down_proj"), True
     if matrices.keys() == {"fc1", "fc2"}:
         first, up, down, gated = matrices["fc1"], None, matrices["fc2"], False
+    else:
+        first, up = matrices.get("gate_proj"), matrices.get("up_proj")
+        down, gated = matrices.get("down_proj"), True
     known = kind is not None and gated == (kind.name != "relu2")
-    found = expert_matrices(first, up, down, kind) if known else None
-    return cast(Switch, switch if found is None else partial(kernels.experts, found))
+    return expert_matrices(first, up, down, kind) if known else None
+
+
+class SwitchOnPlace:
+    """Calls a switch after telling its projections which place they compute on."""
+
+    def __init__(self, switch: Module, linears: Sequence[SlotLinear], place: int) -> None:
+        self._switch = switch
+        self._linears = linears
+        self._place = place
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        """Return what the switch returns."""
+        for linear in self._linears:
+            linear.place = self._place
+        return cast(mx.array, self._switch(x, indices))
 
 
 class ExpertTwin(Module):
@@ -110,22 +147,24 @@ class ExpertTwin(Module):
     hangs on that module (its activation, a norm) hangs on the twin under the same name.
     """
 
-    def __init__(self, switch: Module, compute: Switch) -> None:
+    def __init__(self, switch: Module, on_place: Sequence[Switch]) -> None:
         super().__init__()
         _adopt(self, switch, {name for name in switch if isinstance(switch[name], SlotLinear)})
-        object.__setattr__(self, "_compute", compute)  # no child: it has no weights of its own
+        object.__setattr__(self, "_on_place", on_place)  # no child: it has no weights of its own
 
     @property
     def fused(self) -> bool:
         """Whether the kernels do all of an expert in one call."""
-        return not isinstance(self._compute, Module)
+        return not isinstance(self._on_place[0], SwitchOnPlace)
 
 
 class StreamedSwitch(ExpertTwin):
     """The twin of a switch whose experts are streamed."""
 
-    def __init__(self, switch: Module, compute: Switch, layer_stream: LayerStream) -> None:
-        super().__init__(switch, compute)
+    def __init__(
+        self, switch: Module, on_place: Sequence[Switch], layer_stream: LayerStream
+    ) -> None:
+        super().__init__(switch, on_place)
         self.layer_stream = layer_stream
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -135,7 +174,7 @@ class StreamedSwitch(ExpertTwin):
             ExpertReadError: an expert could not be read.
             UnsupportedModelError: inside a gradient.
         """
-        return self.layer_stream.run(self._compute, x, indices)
+        return self.layer_stream.run(self._on_place, x, indices)
 
 
 class ResidentSwitch(ExpertTwin):
@@ -143,7 +182,7 @@ class ResidentSwitch(ExpertTwin):
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """Return each token's `[..., K, D]` expert results, unweighted."""
-        return cast(mx.array, self._compute(x, indices))
+        return cast(mx.array, self._on_place[0](x, indices))
 
 
 class ShapeOnlySwitch(Module):

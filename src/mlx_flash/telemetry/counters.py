@@ -13,7 +13,7 @@ class StreamCounters:
 
     asks: int = 0
     hits: int = 0
-    waves: int = 0
+    swept: int = 0
     bytes_read: int = 0
     stall_s: float = 0.0
 

@@ -40,8 +40,14 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     return fast
 
 
-def step_address(step: Callable[..., None]) -> int:
-    """Compile a `void(int64, int64)` now, or load it; return its address for other code to call."""
+def step_address(step: Callable[..., None], variant: str = "") -> int:
+    """Compile a `void(int64, int64)` now, or load it; return its address for other code to call.
+
+    `variant` says what it was made for, where one function makes several. numba keeps the code of
+    functions of one name in numbered files, and two processes that compile at once can take the
+    same number for different ones: each variant gets a name, and so files, of its own.
+    """
+    step.__qualname__ = f"{step.__qualname__}.{variant}"
     fast = cfunc(_STEP, cache=can_cache(), error_model="numpy")(step)
     _kept.append(fast)
     return int(fast.address)

@@ -119,7 +119,7 @@ def product(format_name: str) -> int:
         if load_int(task + 8 * Product.BIAS_KIND) > 0:
             _add_bias(task, slot, row, end, outputs, count)
 
-    return step_address(step)
+    return step_address(step, format_name)
 
 
 @inlined
@@ -283,4 +283,4 @@ def activation(name: str) -> int:
                 value *= up
             store_float(first + 4 * i, types.float32(value))
 
-    return step_address(step)
+    return step_address(step, name)
