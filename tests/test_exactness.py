@@ -137,7 +137,7 @@ def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
     theirs = resident(checkpoint, device)
     assert ours.stream is not None
     reader = ours.stream.reader
-    healthy, calls = reader._preadv, 0
+    healthy, calls = reader.preadv, 0
 
     def fail_later(descriptor: int, views: Any, offset: int) -> int:
         nonlocal calls
@@ -149,10 +149,10 @@ def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
         return healthy(descriptor, views, offset)
 
     prompt = random_tokens(40, VOCAB)
-    reader._preadv = fail_later
+    reader.preadv = fail_later
     with pytest.raises(ExpertReadError, match=r"expert \d of layer \d.*safetensors.*Input/output"):
         list(run_logits(ours.model, prompt, 32))
-    reader._preadv = healthy
+    reader.preadv = healthy
     ours.stream.cache.check_integrity()
     assert differing_steps(ours.model, theirs, prompt, num_decode=8) == []
 

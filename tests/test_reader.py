@@ -1,5 +1,6 @@
 """Reading: bytes arrive where they should, failures are retried, reported and leave no writer."""
 
+import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -38,8 +39,11 @@ def do_reads(reader: ExpertReader, reads: Sequence[Read]) -> int:
     return reader.start(reads).wait()
 
 
-def reader_of(path: Path, preadv: Preadv = os.preadv, **options: int) -> ExpertReader:
-    return ExpertReader(CheckpointFiles({path: stamp_of(path)}), ReadOptions(**options), preadv)
+def reader_of(
+    path: Path, preadv: Preadv = os.preadv, direct: bool = False, **options: int
+) -> ExpertReader:
+    files = CheckpointFiles({path: stamp_of(path)}, direct)
+    return ExpertReader(files, ReadOptions(**options), preadv)
 
 
 def test_every_view_gets_its_own_bytes_whatever_the_grouping(file: Path) -> None:
@@ -51,6 +55,53 @@ def test_every_view_gets_its_own_bytes_whatever_the_grouping(file: Path) -> None
             assert do_reads(reader, reads) == sum(nbytes for _, nbytes in places)
             for read, (offset, nbytes) in zip(reads, places, strict=True):
                 assert bytes(read.into) == CONTENT[offset : offset + nbytes]
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_direct_reads_fill_views_in_step_without_a_copy_and_the_others_too(
+    file: Path, in_step: bool
+) -> None:
+    filled = []
+
+    def preadv(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        assert offset % 4096 == 0
+        assert all(view.nbytes % 4096 == 0 for view in views)
+        filled.extend(view.nbytes for view in views)
+        return os.preadv(descriptor, list(views), offset)
+
+    reader = reader_of(file, preadv, direct=True, split_bytes=1 << 20)
+    assert reader._files.needs_alignment(file)
+    places = [(8, 40_000), (40_008, 24), (40_032, 20_000), (65_000, 536), (3, 1)]
+    reads = []
+    for offset, nbytes in places:
+        phase = offset % 4096 if in_step else (offset + 16) % 4096
+        view = memoryview(mmap.mmap(-1, nbytes + 4096))[phase : phase + nbytes]
+        reads.append(Read(ExpertKey(0, 0), file, offset, view))
+    for read in reads:
+        assert do_reads(reader, [read]) == read.into.nbytes
+    assert do_reads(reader, reads[:3]) == 60_024
+    for read, (offset, nbytes) in zip(reads, places, strict=True):
+        assert bytes(read.into) == CONTENT[offset : offset + nbytes]
+    assert (36_864 - 4096 in filled) == in_step  # the whole blocks of the first view
+
+
+def test_a_direct_read_that_stops_early_goes_on(file: Path) -> None:
+    calls = []
+
+    def short(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        calls.append(offset)
+        return os.preadv(descriptor, [views[0][:4096]], offset)
+
+    reader = reader_of(file, short, direct=True)
+    read = read_at(file, 5000, 20_000)
+    assert do_reads(reader, [read]) == 20_000
+    assert bytes(read.into) == CONTENT[5000:25_000]
+    assert len(calls) > 3
+
+
+def test_a_direct_read_past_the_end_is_short(file: Path) -> None:
+    with pytest.raises(ExpertReadError, match="the file ends after 536 of 1000 bytes"):
+        do_reads(reader_of(file, direct=True), [read_at(file, 65_000, 1000)])
 
 
 def test_neighbours_are_read_by_one_call_and_large_reads_are_split(file: Path) -> None:

@@ -11,6 +11,9 @@ POLICY_NAMES = ("lru", "lfu", "lcp")
 KERNEL_NAMES = ("reference", "cpu")
 """The kernels that there are: MLX's operations, and ours for the CPU."""
 
+READERS = ("auto", "buffered", "direct", "mmap")
+"""How a benchmark may have experts read; mmap is there to compare with, and nowhere else."""
+
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}B": factor for unit, factor in _UNITS.items() if unit not in ("", "B")}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
@@ -95,7 +98,8 @@ class ReadOptions:
 
     `num_threads` reads are in flight together. A read is split above `split_bytes`. A failed
     read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
-    has in memory is computed meanwhile.
+    has in memory is computed meanwhile. `direct` reads past the page cache, False through it; None
+    does what suits the memory that the model leaves free.
 
     Raises:
         OptionError: a number that is too small.
@@ -105,6 +109,7 @@ class ReadOptions:
     split_bytes: int = 4 * 1024 * 1024
     num_retries: int = 2
     overlap_bytes: int = 1024 * 1024
+    direct: bool | None = None
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:

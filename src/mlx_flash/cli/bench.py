@@ -2,24 +2,149 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
+from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, check_either
+from ..errors import OptionError
+from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
-from .options import AsJson
+from .options import AsJson, Capacity, Kernels, MaxTokens, Memory, Model, Policy
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
 
-app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+
+class _ModelUnlessNamed(TyperGroup):
+    """Takes `bench MODEL` for `bench model MODEL`."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        """Put the name of the command in front where there is none."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["model", *args]
+        rest: list[str] = super().parse_args(context, args)
+        return rest
+
+
+app = typer.Typer(
+    cls=_ModelUnlessNamed,
+    help="Measure this machine: `bench MODEL` a model, `bench kernels` the CPU kernels.",
+)
 
 
 @app.callback()
 def _root() -> None:
     """Measure this machine."""
+
+
+@app.command("model")
+def model(
+    model: Model = None,
+    memory: Memory = None,
+    capacity: Capacity = None,
+    policy: Policy = CacheOptions.policy,
+    kernels: Kernels = None,
+    reader: Annotated[
+        str, typer.Option(help=f"How experts are read: {', '.join(READERS)}.")
+    ] = READERS[0],
+    overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
+    max_tokens: MaxTokens = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model: speed, hit rate, bytes, and how near that is to what the machine allows."""
+    limit = MemoryLimit.parse(memory)
+    cache_options = CacheOptions(policy=policy, capacity=capacity)
+    kernel_options = KernelOptions(kernels=kernels)
+    check_either(limit, cache_options)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with notes.status("loading the model") as status:
+        from ..bench.model import MmapPreadv, measure_model, read_options_of, settings_of
+        from ..engine.load import ModelFiles, load_model
+        from ..engine.need import steps_for
+
+        files = ModelFiles.open(model)
+        reads = read_options_of(reader, overlap)
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=prompt_tokens + max_tokens,
+            prefill_steps=steps_for(prompt_tokens),
+            read_options=reads,
+            kernel_options=kernel_options,
+        )
+        if reader == "mmap" and loaded.stream:
+            loaded.stream.reader.preadv = MmapPreadv()
+        settings = {"reader": reader, **settings_of(cache_options, reads)}
+        report = measure_model(
+            loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
+        return
+    console = Console(highlight=False, markup=False)
+    table = Table("", "tokens/s", "of the bound", "bound", "computing alone", "bytes read")
+    table.add_row(
+        "prefill",
+        f"{report.prefill_tps:.1f}",
+        f"{report.bound_prefill_fraction:.0%}",
+        f"{report.bound_prefill_tps:.1f}",
+        f"{report.compute_only_prefill_tps:.1f}",
+        gigabytes(report.prefill_bytes),
+    )
+    table.add_row(
+        "decode",
+        f"{report.decode_tps:.1f}",
+        f"{report.bound_decode_fraction:.0%}",
+        f"{report.bound_decode_tps:.1f}",
+        f"{report.compute_only_tps:.1f}",
+        f"{gigabytes(round(report.bytes_per_token))} a token",
+    )
+    console.print(table)
+    console.print(
+        f"decode: half of the tokens within {report.tpot_p50_s * 1e3:.1f} ms, 99% within "
+        f"{report.tpot_p99_s * 1e3:.1f} ms, of which {report.stall_s * 1e3:.1f} ms waiting for "
+        f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s\n"
+        f"reading: {report.read_gbps:.2f} GB/s where the disk gives {report.disk_gbps:.2f}; "
+        f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s",
+        soft_wrap=True,
+    )
+
+
+@app.command("inflate")
+def inflate(
+    out: Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")],
+    expert_bytes: Annotated[str, typer.Option(help="Size of an expert, such as 2.6MB.")] = "2.6MB",
+    model: Annotated[
+        str | None, typer.Option(help="A folder or a Hub id; left out, the bundled model.")
+    ] = None,
+) -> None:
+    """Write a model with the same answers and far larger experts, to measure with."""
+    from ..bench.inflate import inflate as write
+    from ..engine.find import find_model
+
+    wanted = MemoryLimit.parse(expert_bytes).num_bytes
+    if wanted is None:
+        raise OptionError(f"{expert_bytes!r} is no size of an expert: give bytes, such as 2.6MB.")
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("writing")
+        found = write(
+            find_model(model),
+            out,
+            wanted,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    Console(stderr=True, highlight=False, markup=False).print(
+        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%"
+    )
 
 
 @app.command("kernels")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ReadOptions
+from ..store.files import open_direct
 
 _READ_BYTES = 1024 * 1024
 _LATENCY_BYTES = 4096
@@ -68,7 +69,11 @@ class _DirectFile:
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
-        self.direct, self._descriptor = _open_direct(path)
+        self._descriptor, self.direct = open_direct(path)
+        if sys.platform == "darwin":
+            self.direct = True
+        elif not self.direct:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, nbytes: int) -> int:
         """Read into memory of its own, aligned as direct reads ask; return the bytes read."""
@@ -78,27 +83,3 @@ class _DirectFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-
-
-def _open_direct(path: Path) -> tuple[bool, int]:
-    """Return (whether reads go past the page cache, descriptor)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
-        return True, descriptor
-    try:
-        direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return False, descriptor
-    try:  # some file systems take the flag and refuse the read
-        with mmap.mmap(-1, _LATENCY_BYTES) as buffer:
-            os.preadv(direct, [buffer], 0)
-    except OSError:
-        os.close(direct)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return False, descriptor
-    os.close(descriptor)
-    return True, direct

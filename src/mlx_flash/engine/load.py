@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -153,7 +153,7 @@ def load_model(
     stream = None
     if plan.capacity is not None:
         capacities = [plan.capacity] * len(sites)
-        reads = read_options or ReadOptions()
+        reads = _choose_direct(read_options or ReadOptions(), plan, need)
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
     elif kernels.cpu is not None:
         install_resident(lazy.model, sites, kernels.cpu)
@@ -161,6 +161,14 @@ def load_model(
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
     return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step, kernels)
+
+
+def _choose_direct(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:
+    """Return the options with `direct` decided: the page cache helps where it can hold most."""
+    if reads.direct is not None:
+        return reads
+    spare = machine.available_memory_bytes() - plan.total_bytes
+    return replace(reads, direct=spare < need.expert_bytes)
 
 
 def _plan(

@@ -9,7 +9,10 @@ from ..errors import UnsupportedModelError
 from .safetensors import DTYPE_BYTES, FileStamp, TensorEntry
 
 SLOT_ALIGNMENT = 16 * 1024
-"""Every tensor's slots start at a multiple of this: a page on every platform, for direct reads."""
+"""A page on every platform: tensors' slots start at a multiple of this, or at a phase behind it."""
+
+DIRECT_ALIGNMENT = 4096
+"""Direct reads start and end at multiples of this, in the file and in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,18 @@ class ExpertTensor:
     offset: int
     stamp: FileStamp
 
+    @property
+    def phase(self) -> int:
+        """Where in a block of DIRECT_ALIGNMENT this tensor of every expert starts; 0 if it varies.
+
+        Slots that start there can be filled by direct reads without a copy.
+        """
+        return self.offset % DIRECT_ALIGNMENT if self.nbytes % DIRECT_ALIGNMENT == 0 else 0
+
+    def slots_bytes(self, capacity: int) -> int:
+        """Return the memory of `capacity` slots of this tensor."""
+        return aligned(capacity * self.nbytes + DIRECT_ALIGNMENT)
+
     def span(self, expert: int) -> Span:
         """Return where this tensor of `expert` lies."""
         return Span(self.path, self.offset + expert * self.nbytes, self.nbytes)
@@ -57,7 +72,7 @@ class ExpertLayout:
 
     def slab_bytes(self, capacity: int) -> int:
         """Return the memory that `capacity` slots take, alignment included."""
-        return SLOT_ALIGNMENT + sum(aligned(capacity * tensor.nbytes) for tensor in self.tensors)
+        return SLOT_ALIGNMENT + sum(tensor.slots_bytes(capacity) for tensor in self.tensors)
 
     @property
     def files(self) -> dict[Path, FileStamp]:

@@ -1,19 +1,26 @@
 """Reads expert bytes from files straight into buffers, several reads in flight at once."""
 
+import itertools
+import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..config import ReadOptions
 from ..errors import ExpertReadError
+from ..formats.layout import DIRECT_ALIGNMENT
 from ..types import ExpertKey
 from .files import CheckpointFiles
 
 Preadv = Callable[[int, Sequence[memoryview], int], int]
 
+_BLOCK_BYTES = 1024 * 1024  # of direct reads whose place or size is not aligned, per thread
 _MAX_VIEWS = 512  # below every platform's IOV_MAX
 
 
@@ -36,6 +43,28 @@ class _Run:
     @property
     def nbytes(self) -> int:
         return sum(read.into.nbytes for read in self.reads)
+
+
+class _StopWatch:
+    """Adds up the time in which at least one thread is inside."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._since = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self.total_s += time.perf_counter() - self._since
 
 
 class ReadBatch:
@@ -103,10 +132,12 @@ class ExpertReader:
     def __init__(
         self, files: CheckpointFiles, options: ReadOptions, preadv: Preadv = os.preadv
     ) -> None:
-        """Start no thread yet. `preadv` is replaced in tests to make reads fail."""
+        """Start no thread yet. `preadv` may be replaced: to make reads fail, or to compare."""
         self._files = files
         self._options = options
-        self._preadv = preadv
+        self.preadv = preadv
+        self._of_thread = threading.local()
+        self._watch = _StopWatch()
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="expert-reader")
 
     def start(self, reads: Sequence[Read]) -> ReadBatch:
@@ -115,6 +146,11 @@ class ExpertReader:
         runs = coalesce(reads, self._options.split_bytes)
         batch.submit(self._pool, _balance(runs, self._options.num_threads))
         return batch
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which a read was under way."""
+        return self._watch.total_s
 
     def close(self) -> None:
         """End the threads as soon as they are idle. Never waits; the files stay open.
@@ -130,7 +166,8 @@ class ExpertReader:
         reason = ""
         for _ in range(1 + self._options.num_retries):
             try:
-                done = self._fill(run)
+                with self._watch:
+                    done = self._fill(run)
             except OSError as error:
                 reason = error.strerror or str(error)
                 continue
@@ -150,12 +187,14 @@ class ExpertReader:
 
     def _fill(self, run: _Run) -> int:
         """Read until the views are full or the file ends; return the bytes read."""
-        descriptor = self._files.descriptor(run.reads[0].path)
-        offset = run.reads[0].offset
+        path, offset = run.reads[0].path, run.reads[0].offset
+        descriptor = self._files.descriptor(path)
         views = [read.into for read in run.reads]
+        if self._files.needs_alignment(path):
+            return self._fill_directly(descriptor, offset, views)
         done = 0
         while views:
-            count = self._preadv(descriptor, views, offset + done)
+            count = self.preadv(descriptor, views, offset + done)
             if count == 0:
                 break
             done += count
@@ -164,6 +203,96 @@ class ExpertReader:
             if views:
                 views[0] = views[0][count:]
         return done
+
+    def _fill_directly(self, descriptor: int, offset: int, views: Sequence[memoryview]) -> int:
+        """Read whole blocks: straight into the views where file and memory are in step.
+
+        The blocks that a view shares with others, and all of a view out of step, go through memory
+        of this thread.
+        """
+        end = offset + sum(view.nbytes for view in views)
+        block = memoryview(self._block_of_thread())
+        parts, shared = _direct_parts(offset, views, block)
+        if parts and self.preadv(descriptor, parts, _floor(offset)) >= end - _floor(offset):
+            for start, part in shared:
+                _scatter(start, part, offset, views)
+            return end - offset
+        done = 0
+        while offset + done < end:
+            start = _floor(offset + done)
+            wanted = min(_ceil(end) - start, _BLOCK_BYTES)
+            stop = min(start + self.preadv(descriptor, [block[:wanted]], start), end)
+            if stop <= offset + done:
+                break
+            _scatter(start, block[: stop - start], offset, views)
+            done = stop - offset
+        return done
+
+    def _block_of_thread(self) -> mmap.mmap:
+        if not hasattr(self._of_thread, "block"):
+            self._of_thread.block = mmap.mmap(-1, _BLOCK_BYTES)  # anonymous memory is aligned
+        block: mmap.mmap = self._of_thread.block
+        return block
+
+
+def _floor(offset: int) -> int:
+    return offset // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
+
+
+def _ceil(offset: int) -> int:
+    return -(-offset // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
+
+
+def _direct_parts(
+    offset: int, views: Sequence[memoryview], block: memoryview
+) -> tuple[list[memoryview], list[tuple[int, memoryview]]]:
+    """Return what one direct read from `offset` fills, and the pieces of `block` among it.
+
+    Each piece comes with the place in the file that it is read from. There are no parts where a
+    view is out of step with the file, or `block` is too small.
+    """
+    parts: list[memoryview] = []
+    shared: list[tuple[int, memoryview]] = []
+    position, used = _floor(offset), 0
+    ends = [*itertools.accumulate((view.nbytes for view in views), initial=offset)]
+    inner = [
+        (_ceil(start), _floor(start + view.nbytes), start, view)
+        for start, view in zip(ends, views, strict=False)
+    ]
+    for first, last, start, view in [*inner, (_ceil(ends[-1]), 0, 0, None)]:
+        if view is not None and (first >= last or not _in_step(start, view)):
+            if first < last:
+                return [], []
+            continue
+        if first > position:
+            if used + first - position > block.nbytes:
+                return [], []
+            piece = block[used : used + first - position]
+            parts.append(piece)
+            shared.append((position, piece))
+            used += piece.nbytes
+        if view is not None:
+            parts.append(view[first - start : last - start])
+        position = last
+    return parts, shared
+
+
+def _in_step(offset: int, view: memoryview) -> bool:
+    """Return whether a place in a file and one in memory are at the same point of a block."""
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    return (offset - address) % DIRECT_ALIGNMENT == 0
+
+
+def _scatter(start: int, source: memoryview, offset: int, views: Sequence[memoryview]) -> None:
+    """Copy `source`, which lies at `start` in the file, to where it belongs in the views."""
+    for view in views:
+        first, last = max(start, offset), min(start + source.nbytes, offset + view.nbytes)
+        if first < last:
+            target = np.frombuffer(view, np.uint8)
+            target[first - offset : last - offset] = np.frombuffer(source, np.uint8)[
+                first - start : last - start
+            ]
+        offset += view.nbytes
 
 
 def coalesce(reads: Sequence[Read], split_bytes: int) -> list[_Run]:

@@ -3,7 +3,7 @@
 `tests/test_adapter.py` holds the contract that each of these names must keep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -16,6 +16,7 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import make_prompt_cache
@@ -150,6 +151,21 @@ def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
     greedy = temperature < _GREEDY_BELOW  # where dividing by it leaves the range of float32
     drawn: Callable[[mx.array], mx.array] = make_sampler(temp=0.0 if greedy else temperature)
     return drawn
+
+
+def tokens_after(
+    model: Module, prompt: Sequence[int], num_tokens: int, temperature: float, prefill_step: int
+) -> Iterator[int]:
+    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text."""
+    steps = generate_step(
+        mx.array(list(prompt)),
+        model,
+        max_tokens=num_tokens,
+        sampler=sampler(temperature),
+        prefill_step_size=prefill_step,
+    )
+    for token, _ in steps:
+        yield int(token)
 
 
 def _recording(model: Any, loaded: dict[str, mx.array]) -> Any:

@@ -2,15 +2,16 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..cache.expert_cache import ExpertCache
 from ..cache.policies import POLICIES
 from ..config import CacheOptions, ReadOptions
 from ..formats.layout import ExpertLayout, sweep_bytes, sweep_slots
 from ..store.files import CheckpointFiles
-from ..store.reader import ExpertReader
+from ..store.reader import ExpertReader, Read, ReadBatch
 from ..telemetry.counters import StreamCounters
+from ..types import ExpertKey
 from .slots import SlotPool, new_slab
 
 
@@ -48,9 +49,21 @@ class ExpertStream:
             for layout, capacity in zip(layouts, self.cache.capacities, strict=True)
         ]
         self.sweeps = _sweeps(self.layouts)
-        files = CheckpointFiles({p: s for layout in layouts for p, s in layout.files.items()})
+        stamps = {path: stamp for layout in layouts for path, stamp in layout.files.items()}
+        files = CheckpointFiles(stamps, direct=bool(read_options.direct))
         self.reader = ExpertReader(files, read_options)
         self.close = weakref.finalize(self, _release, self.reader, files)
+
+    def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
+        """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
+        return self.reader.start(
+            [
+                Read(ExpertKey(layer, expert), span.path, span.offset, into.view(tensor.name, slot))
+                for expert, slot in experts.items()
+                for tensor in self.layouts[layer].tensors
+                for span in [tensor.span(expert)]
+            ]
+        )
 
     @property
     def slot_bytes(self) -> int:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from ..cache.expert_cache import Admission
 from ..errors import UnsupportedModelError
-from ..store.reader import Read, ReadBatch
-from ..types import ExpertKey
+from ..store.reader import ReadBatch
 from .expert_stream import ExpertStream
 from .slots import SlotPool
 
@@ -109,16 +108,7 @@ class LayerStream:
         """Return a part of which the experts `missing` (expert -> slot) are being read."""
         if not missing:
             return _Part(slots, place)
-        batch = self.stream.reader.start(
-            [
-                Read(ExpertKey(self._layout.layer, expert), span.path, span.offset, into)
-                for expert, slot in missing.items()
-                for tensor in self._layout.tensors
-                for span, into in [
-                    (tensor.span(expert), self.places[place].view(tensor.name, slot))
-                ]
-            ]
-        )
+        batch = self.stream.start_reading(self._layout.layer, missing, self.places[place])
         reads.callback(batch.close)
         return _Part(slots, place, batch)
 
@@ -171,6 +161,7 @@ class LayerStream:
             start = time.perf_counter()
             self.stream.counters.bytes_read += part.batch.wait()
             self.stream.counters.stall_s += time.perf_counter() - start
+            self.stream.counters.busy_s = self.stream.reader.busy_s
 
     def _launch(self, y: mx.array, place: int) -> None:
         """Start computing `y`, which reads slots; wait for it where they are shared."""

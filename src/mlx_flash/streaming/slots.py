@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import UnsupportedModelError
-from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor, aligned
+from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
 from ..kernels.addresses import address_of
 
 DTYPES: dict[str, mx.Dtype] = {
@@ -23,6 +23,7 @@ DTYPES: dict[str, mx.Dtype] = {
 """The MLX type of each safetensors type that an expert may be stored in."""
 
 
+_GPU_STEP = 16  # bytes: GPU kernels load 16 at a time, from multiples of that
 _WORD_BYTES = 8  # a slab is made of words, because an axis of MLX holds less than 2^31 elements
 
 
@@ -47,13 +48,15 @@ class SlotPool:
         self.num_bytes = layout.slab_bytes(capacity)
         slab = new_slab(self.num_bytes) if slab is None else slab
         start = -address_of(slab) % SLOT_ALIGNMENT
+        step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
         for tensor in layout.tensors:
             if tensor.dtype not in DTYPES:
                 raise UnsupportedModelError(
                     f"{layout.prefix}.{tensor.name} is stored as {tensor.dtype}, which MLX has not."
                 )
-            nbytes = aligned(capacity * tensor.nbytes)
-            words = slab[start // _WORD_BYTES : (start + nbytes) // _WORD_BYTES]
+            first = start + (tensor.phase if tensor.phase % step == 0 else 0)
+            nbytes = -(-capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
+            words = slab[first // _WORD_BYTES : (first + nbytes) // _WORD_BYTES]
             stack = _stack(words, tensor, capacity)
             mx.eval(words, stack)
             assert address_of(stack) == address_of(words), (
@@ -61,7 +64,7 @@ class SlotPool:
             )
             self._bytes[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
             self.arrays[tensor.name] = stack
-            start += nbytes
+            start += tensor.slots_bytes(capacity)
 
     def view(self, name: str, slot: int) -> memoryview:
         """Return the writable bytes of one tensor of one slot."""

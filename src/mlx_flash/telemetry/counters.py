@@ -8,7 +8,8 @@ class StreamCounters:
     """Totals since the model was loaded; subtract two snapshots for an interval.
 
     `asks` counts distinct (layer, expert) pairs per call of a layer, `hits` those that were
-    resident; `stall_s` is the time the model waited for bytes.
+    resident, `swept` those that got no slot; `stall_s` is the time the model waited for bytes,
+    `busy_s` the time in which any read was under way.
     """
 
     asks: int = 0
@@ -16,6 +17,7 @@ class StreamCounters:
     swept: int = 0
     bytes_read: int = 0
     stall_s: float = 0.0
+    busy_s: float = 0.0
 
     @property
     def hit_rate(self) -> float:

@@ -1,0 +1,311 @@
+"""Measures a model: what it does per second, and how near that is to what the machine allows."""
+
+import inspect
+import mmap
+import os
+import random
+import shutil
+import statistics
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..cache.expert_cache import Admission, ExpertCache
+from ..config import READERS, CacheOptions, ReadOptions
+from ..engine.load import LoadedModel
+from ..errors import OptionError
+from ..store.reader import ReadBatch
+from ..streaming import adapter
+from ..streaming.adapter import TokenizerWrapper
+from ..streaming.expert_stream import ExpertStream
+from ..telemetry import machine
+from ..telemetry.counters import StreamCounters
+
+TEMPERATURE = 0.8
+COLD_TOKENS = 100
+_COMPUTE_TOKENS = 100
+_READ_BYTES, _READ_TOGETHER = 10**9, 4  # to measure the disk: in all, and experts at a time
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
+
+    prompt_tokens: int
+    ttft_s: float
+    token_s: list[float]
+    prefill_bytes: int
+    decode: StreamCounters
+
+    @property
+    def decode_s(self) -> float:
+        """Mean seconds of a decoded token."""
+        return statistics.fmean(self.token_s)
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens per second until the first token."""
+        return self.prompt_tokens / self.ttft_s
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Expert bytes read per decoded token."""
+        return self.decode.bytes_read / len(self.token_s)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a model did: sizes are bytes, times seconds, `*_tps` tokens and `*_gbps` 10^9 bytes/s.
+
+    All but `cold` is of the second prompt, when the cache was warm. A bound is what the slower of
+    computing (`compute_only_tps`, measured with every expert taken for resident) and of reading
+    the same bytes at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time
+    of a decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate
+    while anything was being read.
+    """
+
+    prompt_tokens: int
+    decode_tokens: int
+    ttft_s: float
+    prefill_tps: float
+    decode_tps: float
+    tpot_p50_s: float
+    tpot_p99_s: float
+    hit_rate: float
+    bytes_per_token: float
+    prefill_bytes: int
+    stall_s: float
+    compute_s: float
+    compute_only_tps: float
+    compute_only_prefill_tps: float
+    read_gbps: float
+    disk_gbps: float
+    bound_decode_tps: float
+    bound_decode_fraction: float
+    bound_prefill_tps: float
+    bound_prefill_fraction: float
+    memory_limit_bytes: int
+    peak_rss_bytes: int
+    cold: dict[str, float]
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+
+def measure_model(
+    loaded: LoadedModel,
+    tokenizer: TokenizerWrapper,
+    prompt_tokens: int,
+    decode_tokens: int,
+    settings: dict[str, Any],
+    on_step: Callable[[str], None] = lambda step: None,
+) -> BenchReport:
+    """Measure a loaded model: cold, warm, computing alone, and its disk.
+
+    The prompts are Python's own source code; text is drawn with a fixed seed. `on_step(name)` is
+    called before each part.
+
+    Raises:
+        OptionError: the prompt and what follows do not fit the model's context.
+    """
+    room = loaded.checkpoint.context_tokens
+    if room is not None and prompt_tokens + max(decode_tokens, COLD_TOKENS) > room:
+        raise OptionError(
+            f"{prompt_tokens} prompt tokens and {decode_tokens} more do not fit the model's "
+            f"context of {room}: ask for less."
+        )
+    first, second = _prompts(tokenizer, prompt_tokens)
+    files = sorted({path for layout in loaded.layouts for path in layout.files})
+    mx.random.seed(0)
+    on_step("cold: page cache dropped, no expert resident")
+    drop_page_cache(files)
+    cold = _run(loaded, first, COLD_TOKENS)
+    on_step("warm")
+    warm = _run(loaded, second, decode_tokens)
+    on_step("computing alone")
+    with _everything_resident(loaded.stream):
+        compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
+    on_step("reading alone")
+    disk_gbps = _disk_gbps(loaded.stream, files) if loaded.stream else 0.0
+    return _report(loaded, cold, warm, compute, disk_gbps, settings)
+
+
+def _report(
+    loaded: LoadedModel,
+    cold: Run,
+    warm: Run,
+    compute: Run,
+    disk_gbps: float,
+    settings: dict[str, Any],
+) -> BenchReport:
+    rate = disk_gbps * 1e9 or float("inf")
+    bound_token_s = max(compute.decode_s, warm.bytes_per_token / rate)
+    bound_prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
+    stall_s = warm.decode.stall_s / len(warm.token_s)
+    ordered = sorted(warm.token_s)
+    busy_s = warm.decode.busy_s
+    return BenchReport(
+        prompt_tokens=warm.prompt_tokens,
+        decode_tokens=len(warm.token_s),
+        ttft_s=warm.ttft_s,
+        prefill_tps=warm.prefill_tps,
+        decode_tps=1 / warm.decode_s,
+        tpot_p50_s=statistics.median(ordered),
+        tpot_p99_s=ordered[len(ordered) * 99 // 100],
+        hit_rate=warm.decode.hit_rate,
+        bytes_per_token=warm.bytes_per_token,
+        prefill_bytes=warm.prefill_bytes,
+        stall_s=stall_s,
+        compute_s=warm.decode_s - stall_s,
+        compute_only_tps=1 / compute.decode_s,
+        compute_only_prefill_tps=compute.prefill_tps,
+        read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+        disk_gbps=disk_gbps,
+        bound_decode_tps=1 / bound_token_s,
+        bound_decode_fraction=bound_token_s / warm.decode_s,
+        bound_prefill_tps=warm.prompt_tokens / bound_prefill_s,
+        bound_prefill_fraction=bound_prefill_s / warm.ttft_s,
+        memory_limit_bytes=loaded.plan.limit_bytes,
+        peak_rss_bytes=machine.peak_rss_bytes(),
+        cold={
+            "ttft_s": cold.ttft_s,
+            "prefill_tps": cold.prefill_tps,
+            "decode_tps": 1 / cold.decode_s,
+            "hit_rate": cold.decode.hit_rate,
+        },
+        settings={**settings, "capacity": loaded.plan.capacity, "kernels": loaded.kernels.name},
+    )
+
+
+def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], list[int]]:
+    """Return two prompts of real text that share nothing."""
+    texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
+    tokens = list(tokenizer.encode("\n\n".join(texts)))
+    if len(tokens) < 2 * num_tokens:
+        raise OptionError(f"there are no prompts of {num_tokens} tokens: ask for less.")
+    return tokens[:num_tokens], tokens[-num_tokens:]
+
+
+def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
+    """Compute a prompt and decode `num_tokens` after the first token."""
+    counters = loaded.stream.counters if loaded.stream else StreamCounters()
+    before = after_prompt = counters.snapshot()
+    token_s: list[float] = []
+    start, ttft_s = time.perf_counter(), 0.0
+    for _ in adapter.tokens_after(
+        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step
+    ):
+        now = time.perf_counter()
+        if not ttft_s:
+            ttft_s, after_prompt = now - start, counters.snapshot()
+        else:
+            token_s.append(now - start)
+        start = now
+    prefill = after_prompt.since(before)
+    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
+
+
+@contextmanager
+def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
+    """Let a stream take any expert for resident while the block runs: it computes, on others."""
+    if stream is None:
+        yield
+        return
+    cache = stream.cache
+    stream.cache = _AllHits(cache.capacities)
+    try:
+        yield
+    finally:
+        stream.cache = cache
+
+
+class _AllHits(ExpertCache):
+    """A cache that finds every expert in some slot: its results are wrong and take as long."""
+
+    def __init__(self, capacities: Sequence[int]) -> None:
+        self._capacities = capacities
+
+    @contextmanager
+    def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
+        """Yield a slot for each expert; where there are more of them they share."""
+        num_slots = self._capacities[layer]
+        yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
+
+
+def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
+    """Return the rate of reading experts in random order, none twice, past the page cache."""
+    drop_page_cache(files)
+    keys = [
+        (layer, expert)
+        for layer, layout in enumerate(stream.layouts)
+        for expert in range(layout.num_experts)
+    ]
+    random.Random(0).shuffle(keys)
+    pending: deque[ReadBatch] = deque()
+    num_bytes, start = 0, time.perf_counter()
+    for number, (layer, expert) in enumerate(keys):
+        pool = stream.sweeps[layer]
+        pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
+        if len(pending) == min(_READ_TOGETHER, pool.capacity):
+            num_bytes += pending.popleft().wait()
+        if num_bytes > _READ_BYTES:
+            break
+    num_bytes += sum(batch.wait() for batch in pending)
+    return num_bytes / (time.perf_counter() - start) / 1e9
+
+
+def drop_page_cache(files: Iterable[Path]) -> None:
+    """Drop the files from the page cache, where the system lets a user do that."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def read_options_of(reader: str, overlap: bool) -> ReadOptions:
+    """Return the options of a run whose experts are read by one of READERS.
+
+    Raises:
+        OptionError: there is no such reader.
+    """
+    if reader not in READERS:
+        raise OptionError(f"there is no reader {reader!r}: take one of {', '.join(READERS)}.")
+    direct = None if reader == "auto" else reader == "direct"
+    overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
+    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes)
+
+
+class MmapPreadv:
+    """Reads as one who maps the files into memory: the system reads pages as they are touched."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __call__(self, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        """Fill the views from the file's offset on; return the bytes."""
+        if descriptor not in self._maps:
+            self._maps[descriptor] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        source, start = np.frombuffer(self._maps[descriptor], np.uint8), offset
+        for view in views:
+            np.frombuffer(view, np.uint8)[:] = source[offset : offset + view.nbytes]
+            offset += view.nbytes
+        return offset - start
+
+
+def settings_of(cache: CacheOptions, reads: ReadOptions) -> dict[str, Any]:
+    """Return the settings of a run as plain values."""
+    return {**asdict(cache), **asdict(reads)}
