@@ -38,6 +38,10 @@ FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "f32": (None, "float32"),
 }
 OVERLAPPED = ReadOptions(overlap_bytes=1)  # experts this small are read at once otherwise
+EVERYTHING = ReadOptions(overlap_bytes=1, direct=True, prefetch=True)
+READS = pytest.mark.parametrize(
+    "reads", [None, OVERLAPPED, EVERYTHING], ids=["at once", "overlapped", "everything"]
+)
 CAPACITIES = (1, 2, 3, 4, 8)  # of 8 experts, 2 per token: 1, k, k + 1, E / 2, E
 VOCAB = 128
 
@@ -91,7 +95,7 @@ def test_streamed_logits_equal_resident_logits(
     reference: Reference, policy: str, capacity: int, device: str
 ) -> None:
     expected = reference.logits(device)
-    ours = streamed(reference.folder, capacity, policy, device, OVERLAPPED)
+    ours = streamed(reference.folder, capacity, policy, device, EVERYTHING)
     assert ours.stream is not None
     run = list(run_both(ours.model))
     ours.stream.cache.check_integrity()
@@ -103,7 +107,7 @@ def test_streamed_logits_equal_resident_logits(
     assert steps == []
 
 
-@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
+@READS
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_batches_stay_exact(
     checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None
@@ -114,7 +118,7 @@ def test_batches_stay_exact(
     assert differing_steps(ours.model, theirs, prompt, num_decode=8) == []
 
 
-@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
+@READS
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_results_are_exact_when_computed_long_after_the_slots_moved_on(
     checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None
@@ -128,7 +132,7 @@ def test_results_are_exact_when_computed_long_after_the_slots_moved_on(
         assert mx.array_equal(logits, theirs(prompt)).item()
 
 
-@pytest.mark.parametrize("reads", [None, OVERLAPPED], ids=["at once", "overlapped"])
+@READS
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_a_failed_read_ends_the_call_and_the_next_one_is_exact(
     checkpoint: Path, capacity: int, device: str, reads: ReadOptions | None

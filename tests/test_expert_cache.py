@@ -88,9 +88,39 @@ class TestContract:
                 assert list(admission.without_slot) == missing[room:]
             cache.check_integrity()
 
+    def test_a_reserved_slot_goes_to_its_expert(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(3, policy)
+        ask(cache, 0, 1, 2)
+        reserved = cache.reserve(0, [2, 5, 5])
+        assert reserved.keys() == {5}
+        assert cache.slot_of(0, 5) is None
+        with cache.admit(0, [4, 5]) as admission:
+            assert admission.misses[5] == reserved[5]
+            assert admission.misses.keys() == {4, 5}
+        cache.check_integrity()
+        assert {4, 5} <= cache.residents(0).keys()
+
+    def test_a_reservation_ends_resident_or_free(self, policy: Callable[[], Policy]) -> None:
+        cache = new_cache(3, policy)
+        ask(cache, 0)
+        slots = cache.reserve(0, [1, 2, 3])
+        assert len(slots) == 3
+        with cache.admit(0, [7]) as admission:
+            assert admission.without_slot == (7,)
+        first, second, third = slots
+        cache.release(0, first, resident=True)
+        cache.release(0, second, resident=False)
+        cache.check_integrity()
+        assert cache.slot_of(0, first) == slots[first]
+        with cache.admit(0, [7]) as admission:
+            assert admission.misses == {7: slots[second]}
+        cache.release(0, third, resident=False)
+        cache.check_integrity()
+
     def test_random_operations_keep_the_books(self, policy: Callable[[], Policy]) -> None:
         rng = random.Random(7)
         cache = ExpertCache([8, 5], [3, 1], policy)
+        reserved: list[tuple[int, int]] = []
         for _ in range(2000):
             layer = rng.randrange(2)
             experts = rng.sample(range((8, 5)[layer]), rng.randint(1, 5))
@@ -106,6 +136,14 @@ class TestContract:
                 assert kept <= cache.residents(layer).keys()
             except OSError:
                 assert not admission.misses.keys() & cache.residents(layer).keys()
+            cache.check_integrity()
+            if rng.random() < 0.3:
+                for expert in cache.reserve(layer, rng.sample(range((8, 5)[layer]), 2)):
+                    reserved.append((layer, expert))
+            while reserved and rng.random() < 0.7:
+                place, expert = reserved.pop()
+                if expert in cache._layers[place].reserved:
+                    cache.release(place, expert, resident=rng.random() < 0.5)
             cache.check_integrity()
 
 

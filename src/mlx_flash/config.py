@@ -99,7 +99,8 @@ class ReadOptions:
     `num_threads` reads are in flight together. A read is split above `split_bytes`. A failed
     read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
     has in memory is computed meanwhile. `direct` reads past the page cache, False through it; None
-    does what suits the memory that the model leaves free.
+    does what suits the memory that the model leaves free. `prefetch` reads what the next layer's
+    router would pick now.
 
     Raises:
         OptionError: a number that is too small.
@@ -110,6 +111,7 @@ class ReadOptions:
     num_retries: int = 2
     overlap_bytes: int = 1024 * 1024
     direct: bool | None = None
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:

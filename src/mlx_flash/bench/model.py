@@ -86,6 +86,7 @@ class BenchReport:
     compute_s: float
     compute_only_tps: float
     compute_only_prefill_tps: float
+    prefetch: dict[str, float | str]
     read_gbps: float
     disk_gbps: float
     bound_decode_tps: float
@@ -169,6 +170,13 @@ def _report(
         compute_s=warm.decode_s - stall_s,
         compute_only_tps=1 / compute.decode_s,
         compute_only_prefill_tps=compute.prefill_tps,
+        prefetch={
+            "precision": warm.decode.prefetch_precision,
+            "experts_per_token": warm.decode.prefetched / len(warm.token_s),
+            "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
+            "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
+            "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
+        },
         read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
         disk_gbps=disk_gbps,
         bound_decode_tps=1 / bound_token_s,
@@ -222,7 +230,7 @@ def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
         yield
         return
     cache = stream.cache
-    stream.cache = _AllHits(cache.capacities)
+    stream.cache = _AllHits(cache)
     try:
         yield
     finally:
@@ -232,14 +240,23 @@ def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
 class _AllHits(ExpertCache):
     """A cache that finds every expert in some slot: its results are wrong and take as long."""
 
-    def __init__(self, capacities: Sequence[int]) -> None:
-        self._capacities = capacities
+    def __init__(self, cache: ExpertCache) -> None:
+        self._cache = cache
+        self._capacities = cache.capacities
 
     @contextmanager
     def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
         """Yield a slot for each expert; where there are more of them they share."""
         num_slots = self._capacities[layer]
         yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
+
+    def reserve(self, layer: int, experts: Iterable[int]) -> dict[int, int]:
+        """Return nothing: nothing is missing."""
+        return {}
+
+    def release(self, layer: int, expert: int, *, resident: bool) -> None:
+        """End what the real cache had reserved before."""
+        self._cache.release(layer, expert, resident=resident)
 
 
 def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
@@ -276,7 +293,7 @@ def drop_page_cache(files: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def read_options_of(reader: str, overlap: bool) -> ReadOptions:
+def read_options_of(reader: str, overlap: bool, prefetch: bool) -> ReadOptions:
     """Return the options of a run whose experts are read by one of READERS.
 
     Raises:
@@ -286,7 +303,7 @@ def read_options_of(reader: str, overlap: bool) -> ReadOptions:
         raise OptionError(f"there is no reader {reader!r}: take one of {', '.join(READERS)}.")
     direct = None if reader == "auto" else reader == "direct"
     overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
-    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes)
+    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch)
 
 
 class MmapPreadv:

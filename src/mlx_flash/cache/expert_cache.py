@@ -21,9 +21,9 @@ class Admission:
 
 
 class _LayerSlots:
-    """The slots of one layer: an explicit expert -> slot map, pins and a policy.
+    """The slots of one layer: explicit expert -> slot maps, pins and a policy.
 
-    A slot that the map does not name is free: nothing else says so, so nothing can be lost.
+    A slot that no map names is free: nothing else says so, so nothing can be lost.
     """
 
     def __init__(self, num_experts: int, capacity: int, policy: Policy) -> None:
@@ -31,6 +31,7 @@ class _LayerSlots:
         self.capacity = capacity
         self.policy = policy
         self.slot_of: dict[int, int] = {}
+        self.reserved: dict[int, int] = {}
         self.pins: dict[int, int] = {}
         self.now = 0
 
@@ -88,10 +89,14 @@ class ExpertCache:
         slots.now += 1
         hits = {expert: slots.slot_of[expert] for expert in asked if expert in slots.slot_of}
         missing = [expert for expert in asked if expert not in hits]
-        room = slots.capacity - len(hits) - len(slots.pins.keys() - hits.keys())
+        missing.sort(key=lambda expert: expert not in slots.reserved)  # those have a slot already
+        others = slots.reserved.keys() - asked
+        room = slots.capacity - len(hits) - len(slots.pins.keys() - hits.keys()) - len(others)
         for expert in sorted([*hits, *missing[:room]]):
             slots.policy.used(expert, slots.now)
         misses = self._place(slots, missing[:room], keep=hits.keys() | slots.pins.keys())
+        for expert in misses:
+            slots.reserved.pop(expert, None)
         try:
             yield Admission(hits, misses, tuple(missing[room:]))
         except BaseException:
@@ -103,15 +108,40 @@ class ExpertCache:
     @staticmethod
     def _place(slots: _LayerSlots, missing: Sequence[int], keep: Set[int]) -> dict[int, int]:
         """Return a slot for each of `missing`; where none is free evict, none of `keep`."""
-        free = sorted(set(range(slots.capacity)) - set(slots.slot_of.values()), reverse=True)
+        taken = {*slots.slot_of.values(), *slots.reserved.values()}
+        free = sorted(set(range(slots.capacity)) - taken, reverse=True)
         misses = {}
         for expert in missing:
+            if expert in slots.reserved:
+                misses[expert] = slots.reserved[expert]
+                continue
             if not free:
                 victim = slots.policy.victim(slots.slot_of.keys() - keep, slots.now)
                 free.append(slots.slot_of.pop(victim))
                 slots.policy.evicted(victim)
             misses[expert] = free.pop()
         return misses
+
+    def reserve(self, layer: int, experts: Iterable[int]) -> dict[int, int]:
+        """Set slots aside for experts that may be asked for next; return the slot of each.
+
+        Those that are resident or reserved get none, nor do those beyond the slots that are not
+        pinned. `admit` gives a reserved slot to its expert; `release` ends a reservation.
+        """
+        slots = self._layers[layer]
+        there = slots.slot_of.keys() | slots.reserved.keys()
+        new = [expert for expert in dict.fromkeys(experts) if expert not in there]
+        room = slots.capacity - len(slots.reserved) - len(slots.pins)
+        placed = self._place(slots, new[: max(0, room)], keep=slots.pins.keys())
+        slots.reserved.update(placed)
+        return placed
+
+    def release(self, layer: int, expert: int, *, resident: bool) -> None:
+        """End a reservation: its expert is `resident`, read and unused, or its slot is free."""
+        slots = self._layers[layer]
+        slot = slots.reserved.pop(expert)
+        if resident:
+            slots.slot_of[expert] = slot
 
     @contextmanager
     def pin(self, layer: int, expert: int) -> Iterator[int]:
@@ -137,12 +167,13 @@ class ExpertCache:
             AssertionError: a slot is held twice or out of range, or a pin is not resident.
         """
         for number, slots in enumerate(self._layers):
-            held = sorted(slots.slot_of.values())
+            held = sorted([*slots.slot_of.values(), *slots.reserved.values()])
             once = sorted(set(held) & set(range(slots.capacity)))
             assert held == once, (
                 f"layer {number}: slots {held} are not some of 0..{slots.capacity - 1} once each"
             )
             experts = slots.slot_of.keys()
+            assert not experts & slots.reserved.keys(), f"layer {number}: reserved and resident"
             assert all(0 <= expert < slots.num_experts for expert in experts), (
                 f"layer {number} holds experts it does not have: {sorted(experts)}"
             )

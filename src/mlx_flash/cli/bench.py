@@ -54,6 +54,7 @@ def model(
         str, typer.Option(help=f"How experts are read: {', '.join(READERS)}.")
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
+    prefetch: Annotated[bool, typer.Option(help="Read what the next layer may ask for.")] = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     max_tokens: MaxTokens = 500,
     as_json: AsJson = False,
@@ -70,7 +71,7 @@ def model(
         from ..engine.need import steps_for
 
         files = ModelFiles.open(model)
-        reads = read_options_of(reader, overlap)
+        reads = read_options_of(reader, overlap, prefetch)
         loaded = load_model(
             files.checkpoint,
             limit,
@@ -113,6 +114,8 @@ def model(
         f"{report.tpot_p99_s * 1e3:.1f} ms, of which {report.stall_s * 1e3:.1f} ms waiting for "
         f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s\n"
         f"reading: {report.read_gbps:.2f} GB/s where the disk gives {report.disk_gbps:.2f}; "
+        f"prefetch: {report.prefetch['experts_per_token']:.1f} experts a token, "
+        f"{report.prefetch['precision']:.0%} of them used; "
         f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s",
         soft_wrap=True,
     )

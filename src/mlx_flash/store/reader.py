@@ -87,6 +87,11 @@ class ReadBatch:
             self.close()
             raise
 
+    @property
+    def done(self) -> bool:
+        """Whether every read has ended, well or not."""
+        return all(future.done() for future in self._futures)
+
     def wait(self) -> int:
         """Block until the reads are done; return the bytes read.
 

@@ -3,6 +3,7 @@
 `tests/test_adapter.py` holds the contract that each of these names must keep.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,12 +294,38 @@ def mlx_attention(*args: Any, **kwargs: Any) -> mx.array:
     return result
 
 
+def parent_of(model: Module, path: str) -> Any:
+    """Return the module that holds the one at `path` of a model."""
+    parent: Any = model
+    for part in path.split(".")[:-1]:
+        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    return parent
+
+
+def routing_block(model: Module, path: str) -> Any | None:
+    """Return the nearest module around a switch that is called with hidden states alone.
+
+    It routes. None where that is the decoder layer itself, which has attention and a cache too.
+    """
+    while "." in path:
+        path = path.rpartition(".")[0]
+        parent = parent_of(model, f"{path}.")
+        if not isinstance(parent, Module):
+            return None
+        parameters = inspect.signature(type(parent).__call__).parameters
+        if "cache" in parameters:
+            return None
+        required = [
+            p for p in parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD
+        ]
+        if len(required) == 2:  # self and the hidden states
+            return parent
+    return None
+
+
 def replace_module(model: Module, path: str, module: Module) -> None:
     """Put `module` at `path` of a model, in the place of the one that is there."""
-    *parents, name = path.split(".")
-    parent: Any = model
-    for part in parents:
-        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    parent, name = parent_of(model, path), path.rpartition(".")[2]
     if isinstance(parent, list):
         parent[int(name)] = module
     else:

@@ -12,6 +12,7 @@ from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader, Read, ReadBatch
 from ..telemetry.counters import StreamCounters
 from ..types import ExpertKey
+from .prefetch import Prefetcher
 from .slots import SlotPool, new_slab
 
 
@@ -52,6 +53,7 @@ class ExpertStream:
         stamps = {path: stamp for layout in layouts for path, stamp in layout.files.items()}
         files = CheckpointFiles(stamps, direct=bool(read_options.direct))
         self.reader = ExpertReader(files, read_options)
+        self.prefetcher = Prefetcher(self.counters)
         self.close = weakref.finalize(self, _release, self.reader, files)
 
     def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:

@@ -86,11 +86,16 @@ def install(
     """Replace the switch of every site by its streaming twin: all of them, or none on an error."""
     layouts = [site.layout for site in sites]
     stream = ExpertStream(layouts, capacities, cache_options, read_options)
+    twins = []
     for site in sites:
         layer = LayerStream(stream, site.layout.layer)
         on_place = on_places(site.switch, layer.places, kernels)
-        twin = StreamedSwitch(site.switch, on_place, layer)
-        adapter.replace_module(model, site.path, twin)
+        twins.append(StreamedSwitch(site.switch, on_place, layer))
+        adapter.replace_module(model, site.path, twins[-1])
+    if read_options.prefetch:
+        for twin, following, site in zip(twins, twins[1:], sites[1:], strict=False):
+            block = adapter.routing_block(model, site.path)
+            twin.layer_stream.guess_next = stream.prefetcher.between(block, following)
     return stream
 
 

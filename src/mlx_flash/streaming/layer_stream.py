@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache.expert_cache import Admission
-from ..errors import UnsupportedModelError
+from ..errors import ExpertReadError, UnsupportedModelError
 from ..store.reader import ReadBatch
 from .expert_stream import ExpertStream
 from .slots import SlotPool
@@ -48,6 +48,8 @@ class LayerStream:
         self.places: tuple[SlotPool, SlotPool] = (stream.pools[layer], stream.sweeps[layer])
         self._layout = stream.layouts[layer]
         self._running: list[mx.array] = []
+        self._ahead: dict[int, ReadBatch] = {}
+        self.guess_next: Callable[[mx.array], None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
@@ -68,14 +70,46 @@ class LayerStream:
         with self.stream.lock:
             asked, counts = np.unique(experts, return_counts=True)
             busiest_first = asked[np.argsort(-counts, kind="stable")].tolist()
+            self._settle(set(busiest_first))
             cache, counters = self.stream.cache, self.stream.counters
             with cache.admit(self._layout.layer, busiest_first) as admission, ExitStack() as reads:
                 counters.asks += len(busiest_first)
                 counters.hits += len(admission.hits)
                 counters.swept += len(admission.without_slot)
-                return self._compute(on_place, x, experts, self._parts(admission, reads))
+                for batch in self._ahead.values():
+                    reads.callback(batch.close)
+                try:
+                    return self._compute(on_place, x, experts, self._parts(admission, reads, x))
+                finally:
+                    self._ahead.clear()
 
-    def _parts(self, admission: Admission, reads: ExitStack) -> Iterator[_Part]:
+    def prefetch(self, experts: Sequence[int]) -> None:
+        """Start reading those of `experts` that are not in memory, behind what is being read."""
+        self._finish()
+        slots = self.stream.cache.reserve(self._layout.layer, experts)
+        self.stream.counters.prefetched += len(slots)
+        for expert, slot in slots.items():
+            self._ahead[expert] = self.stream.start_reading(
+                self._layout.layer, {expert: slot}, self.places[SLOTS]
+            )
+
+    def _settle(self, asked: set[int]) -> None:
+        """Keep of what was prefetched what is asked for or has arrived; stop reading the rest."""
+        counters = self.stream.counters
+        for expert in list(self._ahead):
+            if expert in asked:
+                counters.prefetch_hits += 1
+                counters.prefetch_late += not self._ahead[expert].done
+                continue
+            batch, arrived = self._ahead.pop(expert), False
+            if batch.done:
+                with suppress(ExpertReadError):
+                    counters.bytes_read += batch.wait()
+                    arrived = True
+            batch.close()
+            self.stream.cache.release(self._layout.layer, expert, resident=arrived)
+
+    def _parts(self, admission: Admission, reads: ExitStack, x: mx.array) -> Iterator[_Part]:
         """Yield what can be computed, in turn, while the rest is being read.
 
         Experts without a slot of their own pass through the sweep buffer, one half of which is
@@ -84,6 +118,8 @@ class LayerStream:
         """
         self._finish()
         hits, misses, others = admission.hits, admission.misses, admission.without_slot
+        early = {expert: misses[expert] for expert in self._ahead}
+        misses = {expert: slot for expert, slot in misses.items() if expert not in early}
         half = self.places[SWEEP].capacity // 2
         if (len(misses) + len(others)) * self._layout.expert_bytes < self.stream.overlap_bytes:
             own = [(hits | misses, misses)]
@@ -94,7 +130,10 @@ class LayerStream:
             for number, group in enumerate(_groups(dict.fromkeys(others), half))
         ]
         parts = [self._start(slots, SLOTS, missing, reads) for slots, missing in own if slots]
+        parts[1:1] = [_Part({e: slot}, SLOTS, self._ahead[e]) for e, slot in early.items()]
         ahead = deque(self._start(slots, SWEEP, slots, reads) for slots in swept[:2])
+        if self.guess_next is not None:
+            self.guess_next(x)
         yield from parts
         for slots in [*swept[2:], None, None]:
             if ahead:

@@ -11,6 +11,7 @@ from ..kernels.activations import Activation
 from ..kernels.reference import Quantization, gather_linear
 from . import adapter
 from .layer_stream import LayerStream, Switch
+from .prefetch import Guess
 
 if TYPE_CHECKING:
     from ..kernels.cpu.experts import ExpertMatrices
@@ -159,13 +160,14 @@ class ExpertTwin(Module):
 
 
 class StreamedSwitch(ExpertTwin):
-    """The twin of a switch whose experts are streamed."""
+    """The twin of a switch whose experts are streamed. While `guessing` it raises `Guess`."""
 
     def __init__(
         self, switch: Module, on_place: Sequence[Switch], layer_stream: LayerStream
     ) -> None:
         super().__init__(switch, on_place)
         self.layer_stream = layer_stream
+        self.guessing = False
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """Return each token's `[..., K, D]` expert results, unweighted.
@@ -174,6 +176,8 @@ class StreamedSwitch(ExpertTwin):
             ExpertReadError: an expert could not be read.
             UnsupportedModelError: inside a gradient.
         """
+        if self.guessing:
+            raise Guess(indices)
         return self.layer_stream.run(self._on_place, x, indices)
 
 

@@ -9,7 +9,8 @@ class StreamCounters:
 
     `asks` counts distinct (layer, expert) pairs per call of a layer, `hits` those that were
     resident, `swept` those that got no slot; `stall_s` is the time the model waited for bytes,
-    `busy_s` the time in which any read was under way.
+    `busy_s` the time in which any read was under way. Of the experts `prefetched`, `prefetch_hits`
+    were asked for, `prefetch_late` of those before they had arrived; guessing took `prefetch_s`.
     """
 
     asks: int = 0
@@ -18,11 +19,20 @@ class StreamCounters:
     bytes_read: int = 0
     stall_s: float = 0.0
     busy_s: float = 0.0
+    prefetched: int = 0
+    prefetch_hits: int = 0
+    prefetch_late: int = 0
+    prefetch_s: float = 0.0
 
     @property
     def hit_rate(self) -> float:
         """Hits over asks, 0..1; 1 when nothing was asked."""
         return self.hits / self.asks if self.asks else 1.0
+
+    @property
+    def prefetch_precision(self) -> float:
+        """The share of prefetched experts that were asked for, 0..1; 0 when nothing was."""
+        return self.prefetch_hits / self.prefetched if self.prefetched else 0.0
 
     def snapshot(self) -> "StreamCounters":
         """Return a copy that later events do not change."""

@@ -1,0 +1,77 @@
+"""Reading ahead: what the next layer's router would pick now, and what becomes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from comparing import differing, opened, random_tokens, resident, run_logits, streamed
+from families import FAMILIES, Family, write_checkpoint
+
+from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.streaming import prefetch
+
+PREFETCH = ReadOptions(overlap_bytes=1, prefetch=True)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Any:
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_reads_ahead_or_says_why_not(family: Family, tmp_path: Path) -> None:
+    write_checkpoint(family, tmp_path)
+    ours = streamed(tmp_path, 3, reads=PREFETCH)
+    assert ours.stream is not None
+    theirs = resident(tmp_path)
+    prompt = random_tokens(5, 100)
+    assert differing(run_logits(ours.model, prompt, 8), run_logits(theirs, prompt, 8)) == []
+    ours.stream.cache.check_integrity()
+    if len(ours.layouts) > 1 and ours.stream.prefetcher.why_off == "":
+        assert ours.stream.counters.prefetched > 0
+
+
+def test_the_guess_is_what_the_next_router_picks_of_this_layers_input(checkpoint: Path) -> None:
+    """Where both layers have the same input and router, every guess is right."""
+    ours = streamed(checkpoint, 2, reads=PREFETCH)
+    assert ours.stream is not None
+    first, second = (ours.model.layers[number].mlp for number in (0, 2))
+    second.gate = first.gate
+    x = mx.random.normal((1, 1, 256))
+    mx.eval(first(x))
+    mx.eval(second(x))
+    counters = ours.stream.counters
+    assert (counters.prefetched, counters.prefetch_hits) == (2, 2)
+
+
+def test_a_guess_that_is_mostly_wrong_ends_itself(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "_TRIAL", 4)
+    monkeypatch.setattr(prefetch, "_LEAST_PRECISION", 1.1)
+    ours = streamed(checkpoint, 2, reads=PREFETCH)
+    assert ours.stream is not None
+    list(run_logits(ours.model, random_tokens(1, 100), 12))
+    before = ours.stream.counters.prefetched
+    assert "of the experts read ahead were used" in ours.stream.prefetcher.why_off
+    list(run_logits(ours.model, random_tokens(1, 100, seed=3), 12))
+    assert ours.stream.counters.prefetched == before
+
+
+def test_what_is_read_ahead_in_vain_is_a_victim_before_what_was_used(checkpoint: Path) -> None:
+    loaded = opened(checkpoint, CacheOptions(capacity=2), MemoryLimit(), "cpu", PREFETCH)
+    assert loaded.stream is not None
+    layer = loaded.model.layers[2].mlp.switch_mlp.layer_stream
+    with loaded.stream.cache.admit(1, [0]):
+        pass
+    layer.prefetch([5])
+    layer._ahead[5].wait()
+    layer._settle({0})
+    assert loaded.stream.cache.residents(1).keys() == {0, 5}
+    with loaded.stream.cache.admit(1, [7]):
+        pass
+    assert loaded.stream.cache.residents(1).keys() == {0, 7}
