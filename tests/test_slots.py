@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from mlx_flash.errors import UnsupportedModelError
-from mlx_flash.formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
+from mlx_flash.formats.layout import DIRECT_ALIGNMENT, SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
 from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.streaming.slots import SlotPool
 
 STAMP = FileStamp(0, 0, 0, 0)
 
 
-def layout(*tensors: tuple[str, str, tuple[int, ...], int]) -> ExpertLayout:
+def layout(*tensors: tuple[str, str, tuple[int, ...], int], at: int = 0) -> ExpertLayout:
     parts = [
-        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), 0, STAMP)
+        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), at, STAMP)
         for name, dtype, shape, size in tensors
     ]
     return ExpertLayout(0, "experts", 8, tuple(parts))
@@ -44,12 +44,23 @@ def test_bytes_written_to_a_view_are_the_values_of_its_slot(device: str) -> None
         assert mx.array_equal(doubled.reshape(-1), expected).item()
 
 
-def test_tensors_start_at_pages_and_the_slab_is_as_large_as_planned(device: str) -> None:
+def test_slots_are_in_step_with_the_file_and_the_slab_is_as_large_as_planned(device: str) -> None:
+    """So that a direct read goes straight into them: also the last one, behind others."""
+    whole = layout(("up.weight", "U32", (64, 64), 4), ("up.scales", "BF16", (2048,), 2), at=8208)
+    pool = SlotPool(whole, capacity=3)
+    for tensor in whole.tensors:
+        for slot in range(3):
+            address = np.frombuffer(pool.view(tensor.name, slot), np.uint8).ctypes.data
+            assert address % DIRECT_ALIGNMENT == tensor.span(slot).offset % DIRECT_ALIGNMENT == 16
+    blocks = sum(-(-3 * tensor.nbytes // 4096) + 1 for tensor in whole.tensors)
+    assert pool.num_bytes == whole.slab_bytes(3) == SLOT_ALIGNMENT + 4096 * blocks
+
+
+def test_slots_of_no_whole_blocks_start_at_one(device: str) -> None:
     pool = SlotPool(MIXED, capacity=3)
     for name in pool.arrays:
         address = np.frombuffer(pool.view(name, 0), np.uint8).ctypes.data
-        assert address % SLOT_ALIGNMENT == 0
-    assert pool.num_bytes == MIXED.slab_bytes(3) == 4 * SLOT_ALIGNMENT
+        assert address % DIRECT_ALIGNMENT == 0
 
 
 def test_a_slab_may_be_larger_than_an_axis_of_mlx() -> None:

@@ -85,7 +85,7 @@ class CacheOptions:
             raise OptionError(
                 f"there is no policy {self.policy!r}: take one of {', '.join(POLICY_NAMES)}."
             )
-        if self.capacity is not None and self.capacity < 1:
+        if self.capacity is not None and (type(self.capacity) is not int or self.capacity < 1):
             raise OptionError(
                 f"a capacity of {self.capacity} slots per layer cannot hold an expert: "
                 "give 1 or more."

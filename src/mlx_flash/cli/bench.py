@@ -66,7 +66,13 @@ def model(
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("loading the model") as status:
-        from ..bench.model import MmapPreadv, measure_model, read_options_of, settings_of
+        from ..bench.model import (
+            COLD_TOKENS,
+            MmapPreadv,
+            measure_model,
+            read_options_of,
+            settings_of,
+        )
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
 
@@ -76,7 +82,7 @@ def model(
             files.checkpoint,
             limit,
             cache_options,
-            context_tokens=prompt_tokens + max_tokens,
+            context_tokens=prompt_tokens + max(max_tokens, COLD_TOKENS),
             prefill_steps=steps_for(prompt_tokens),
             read_options=reads,
             kernel_options=kernel_options,
@@ -152,7 +158,12 @@ def inflate(
 
 @app.command("kernels")
 def kernels(as_json: AsJson = False) -> None:
-    """Measure the CPU kernels: speed, error, and the ratio to MLX. Takes about two minutes."""
+    """Measure the CPU kernels: speed, error, and the ratio to MLX. Takes about two minutes.
+
+    GB/s count bytes of weights, which are only read; "of copy" compares them with copying memory,
+    where bytes read and written count. The error is relative to float64. "MLX x" is how many times
+    as fast as MLX's own operation the kernel is. "rows" are the tokens that are computed at once.
+    """
     from ..kernels.dispatch import choose_kernels
 
     choose_kernels("cpu", on_cpu=True, num_threads=1)  # or say why they cannot run

@@ -46,10 +46,14 @@ app.add_typer(bench.app, name="bench")
 def run() -> None:
     """Run the command line. Exit with 0 when done, 2 on wrong input, 1 on anything else."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are not for our users
+    if sys.stdout is None or sys.stderr is None:  # closed by who started us
+        sys.exit(1)
     try:
         app()
     except SystemExit as stop:
-        sys.exit(1 if stop.code == _INTERRUPTED else stop.code)
+        if stop.code == _INTERRUPTED:
+            _end_interrupted()
+        sys.exit(stop.code)
     except ExpertReadError as error:
         _fail(error, 1)
     except MLXFlashError as error:
@@ -60,7 +64,12 @@ def run() -> None:
             sys.stderr.write(f"mlx-flash: cannot write the answer: {error.strerror or error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(1)
+        _end_interrupted()
+
+
+def _end_interrupted() -> None:
+    sys.stderr.write("mlx-flash: interrupted\n")
+    sys.exit(1)
 
 
 def _fail(error: MLXFlashError, code: int) -> None:

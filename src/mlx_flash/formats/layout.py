@@ -9,7 +9,7 @@ from ..errors import UnsupportedModelError
 from .safetensors import DTYPE_BYTES, FileStamp, TensorEntry
 
 SLOT_ALIGNMENT = 16 * 1024
-"""A page on every platform: tensors' slots start at a multiple of this, or at a phase behind it."""
+"""A page on every platform: a layer's slots start at a multiple of this."""
 
 DIRECT_ALIGNMENT = 4096
 """Direct reads start and end at multiples of this, in the file and in memory."""
@@ -49,7 +49,7 @@ class ExpertTensor:
 
     def slots_bytes(self, capacity: int) -> int:
         """Return the memory of `capacity` slots of this tensor."""
-        return aligned(capacity * self.nbytes + DIRECT_ALIGNMENT)
+        return aligned(capacity * self.nbytes) + DIRECT_ALIGNMENT
 
     def span(self, expert: int) -> Span:
         """Return where this tensor of `expert` lies."""
@@ -98,8 +98,8 @@ def sweep_bytes(layouts: Sequence[ExpertLayout]) -> int:
 
 
 def aligned(nbytes: int) -> int:
-    """Return `nbytes` rounded up to a multiple of SLOT_ALIGNMENT."""
-    return -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    """Return `nbytes` rounded up to a multiple of DIRECT_ALIGNMENT."""
+    return -(-nbytes // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
 
 
 def stacked_layout(

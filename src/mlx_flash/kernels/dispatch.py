@@ -57,6 +57,6 @@ def _missing_numba() -> str:
         import numba  # noqa: F401
     except ImportError as error:
         if error.name == "numba":
-            return "numba is not installed (pip install 'mlx-flash[cpu]')"
+            return "numba is not installed (pip install numba)"
         return f"numba is installed and cannot be imported: {error}"
     return ""

@@ -159,7 +159,7 @@ def _largest_capacity(need: ModelNeed, limit_bytes: int) -> int:
             f"works is {smallest} bytes ({gigabytes(smallest)}): "
             f"{gigabytes(need.resident_bytes)} of weights that every token needs, "
             f"{gigabytes(need.slot_bytes(1))} for one slot per layer and "
-            f"{gigabytes(need.working_bytes)} to work with.",
+            f"{gigabytes(need.working_bytes)} to work with, which a shorter context makes less.",
             smallest,
         )
     low, high = 1, need.num_experts
@@ -181,7 +181,7 @@ def staging_bytes(num_tokens: int, context_tokens: int, elements: int, num_heads
 
 
 def gigabytes(num_bytes: int) -> str:
-    """Return a size for people: GB, or MB when below one GB."""
+    """Return a size for people: GB, or MB when below one GB, or bytes when below 0.1 MB."""
     if num_bytes >= 10**9:
         return f"{num_bytes / 10**9:.2f} GB"
-    return f"{num_bytes / 10**6:.1f} MB"
+    return f"{num_bytes / 10**6:.1f} MB" if num_bytes >= 10**5 else f"{num_bytes} bytes"

@@ -1,0 +1,94 @@
+"""Benchmarks: an inflated model answers as before, and what is printed was measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_flash import load
+from mlx_flash.bench.inflate import inflate
+from mlx_flash.bench.model import measure_model, read_options_of
+from mlx_flash.config import CacheOptions, MemoryLimit
+from mlx_flash.engine.find import bundled_model
+from mlx_flash.engine.load import ModelFiles, load_model
+from mlx_flash.errors import OptionError
+from mlx_flash.streaming import adapter
+
+SECONDS = ("ttft_s", "tpot_p50_s", "tpot_p99_s", "compute_s")
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Any:
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    yield
+    mx.set_default_device(before)
+
+
+def test_an_inflated_model_answers_and_routes_as_before(tmp_path: Path) -> None:
+    written = []
+    size = inflate(bundled_model(), tmp_path / "big", 330_000, lambda *done: written.append(done))
+    assert 300_000 < size < 360_000
+    assert written[-1][0] == written[-1][1] > 480 * size
+    answers, asked = [], []
+    for folder in (bundled_model(), tmp_path / "big"):
+        model, tokenizer = load(folder, capacity=8, context_tokens=64)
+        prompt = list(tokenizer.encode("import os\n\n\ndef read_lines(path):\n"))
+        answers.append(list(adapter.tokens_after(model, prompt, 24, 0.0, 32)))
+        stream = next(
+            module.layer_stream.stream
+            for _, module in model.named_modules()
+            if hasattr(module, "layer_stream")
+        )
+        asked.append((stream.counters.asks, stream.counters.hits))
+    assert answers[0] == answers[1]
+    assert asked[0] == asked[1]
+
+
+def test_a_folder_that_is_not_empty_and_smaller_experts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="has 82944 bytes already"):
+        inflate(bundled_model(), tmp_path / "new", 1000, lambda *done: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="not empty"):
+        inflate(bundled_model(), tmp_path, 10**6, lambda *done: None)
+
+
+@pytest.mark.parametrize("reader", ["buffered", "direct", "mmap"])
+def test_bench_prints_what_scripts_depend_on(reader: str) -> None:
+    command = [sys.executable, "-c", "from mlx_flash.cli.main import run; run()", "bench"]
+    options = ["--capacity", "12", "--prompt-tokens", "32", "-n", "8", "--reader", reader]
+    done = subprocess.run([*command, *options, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["settings"]["reader"] == reader
+    assert report["settings"]["capacity"] == 12
+    assert report["decode_tokens"] == 8
+    assert 0 < report["hit_rate"] < 1
+    assert report["bytes_per_token"] > 0
+    assert report["disk_gbps"] > 0
+    assert report["bound_decode_tps"] > 0
+    assert all(report[name] > 0 for name in SECONDS)
+
+
+def test_a_measurement_leaves_the_model_as_it_was() -> None:
+    files = ModelFiles.open(None)
+    reads = read_options_of("auto", overlap=True, prefetch=True)
+    options = CacheOptions(capacity=6)
+    loaded = load_model(
+        files.checkpoint, MemoryLimit(), options, context_tokens=64, read_options=reads
+    )
+    assert loaded.stream is not None
+    cache = loaded.stream.cache
+    report = measure_model(loaded, files.tokenizer, 16, 8, {})
+    assert loaded.stream.cache is cache
+    cache.check_integrity()
+    fractions = report.bound_decode_fraction, report.bound_prefill_fraction
+    assert all(fraction > 0 for fraction in fractions)
+    with pytest.raises(OptionError, match="do not fit the model's context of 2048"):
+        measure_model(loaded, files.tokenizer, 2000, 100, {})
+    with pytest.raises(OptionError, match="no reader 'tape'"):
+        read_options_of("tape", overlap=True, prefetch=False)
