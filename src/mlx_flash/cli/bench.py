@@ -19,6 +19,7 @@ from .options import AsJson, Capacity, Kernels, MaxTokens, Memory, Model, Policy
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
+    from ..bench.model import BenchReport
 
 
 class _ModelUnlessNamed(TyperGroup):
@@ -96,6 +97,11 @@ def model(
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
         return
+    _show(report)
+
+
+def _show(report: "BenchReport") -> None:
+    """Print a report for people."""
     console = Console(highlight=False, markup=False)
     table = Table("", "tokens/s", "of the bound", "bound", "computing alone", "bytes read")
     table.add_row(
