@@ -117,6 +117,51 @@ class TestContract:
         cache.release(0, third, resident=False)
         cache.check_integrity()
 
+    def test_a_reservation_that_may_not_evict_takes_free_slots_only(
+        self, policy: Callable[[], Policy]
+    ) -> None:
+        cache = new_cache(3, policy)
+        ask(cache, 0)
+        before = cache.residents(0)
+        reserved = cache.reserve(0, [0, 4, 5, 6], evict=False)
+        assert list(reserved) == [4, 5]
+        assert cache.residents(0) == before
+        assert cache.reserve(0, [7], evict=False) == {}
+        cache.release(0, 4, resident=False)
+        assert cache.reserve(0, [7], evict=False) == {7: reserved[4]}
+        cache.check_integrity()
+
+    def test_ranked_is_the_order_of_leaving_in_reverse(self, policy: Callable[[], Policy]) -> None:
+        rng = random.Random(3)
+        cache, told = new_cache(6, policy, experts=12), policy()
+        for now in range(1, 200):
+            asked = sorted(rng.sample(range(12), 2))
+            before = cache.residents(0).keys()
+            ask(cache, *asked)
+            for expert in asked:
+                told.used(expert, now)
+            for expert in before - cache.residents(0).keys():
+                told.evicted(expert)
+            left, leaving = set(cache.residents(0)), []
+            while left:
+                leaving.append(told.victim(left, now))
+                left.remove(leaving[-1])
+            assert cache.ranked(0) == leaving[::-1]
+
+    def test_what_was_used_before_this_cache_leaves_first_and_the_oldest_of_it(
+        self, policy: Callable[[], Policy]
+    ) -> None:
+        cache = new_cache(5, policy)
+        ask(cache, 0)
+        ask(cache, 0)
+        in_vain = 4
+        for expert, age in ((5, 0), (2, 1), (3, 2), (in_vain, None)):
+            cache.reserve(0, [expert], evict=False)
+            cache.release(0, expert, resident=True, age=age)
+        assert cache.ranked(0) == [0, 5, 2, 3, in_vain]
+        ask(cache, 0, 6, 7)
+        assert cache.residents(0).keys() == {0, 5, 2, 6, 7}
+
     def test_random_operations_keep_the_books(self, policy: Callable[[], Policy]) -> None:
         rng = random.Random(7)
         cache = ExpertCache([8, 5], [3, 1], policy)

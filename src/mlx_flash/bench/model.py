@@ -250,13 +250,13 @@ class _AllHits(ExpertCache):
         num_slots = self._capacities[layer]
         yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
 
-    def reserve(self, layer: int, experts: Iterable[int]) -> dict[int, int]:
+    def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
         """Return nothing: nothing is missing."""
         return {}
 
-    def release(self, layer: int, expert: int, *, resident: bool) -> None:
+    def release(self, layer: int, expert: int, *, resident: bool, age: int | None = None) -> None:
         """End what the real cache had reserved before."""
-        self._cache.release(layer, expert, resident=resident)
+        self._cache.release(layer, expert, resident=resident, age=age)
 
 
 def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:

@@ -66,6 +66,14 @@ class ExpertCache:
         """Return a copy of the expert -> slot map of a layer."""
         return dict(self._layers[layer].slot_of)
 
+    def ranked(self, layer: int) -> list[int]:
+        """Return the residents of a layer, by the policy's judgement most valuable first.
+
+        May be called in any thread: it reads from copies, which a running admission may outdate.
+        """
+        slots = self._layers[layer]
+        return slots.policy.ranked(list(slots.slot_of), slots.now)
+
     @contextmanager
     def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
         """Give `experts` slots for as long as the block runs; commit when it ends.
@@ -122,26 +130,33 @@ class ExpertCache:
             misses[expert] = free.pop()
         return misses
 
-    def reserve(self, layer: int, experts: Iterable[int]) -> dict[int, int]:
+    def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
         """Set slots aside for experts that may be asked for next; return the slot of each.
 
         Those that are resident or reserved get none, nor do those beyond the slots that are not
-        pinned. `admit` gives a reserved slot to its expert; `release` ends a reservation.
+        pinned, or without `evict` those that are free. `admit` gives a reserved slot to its
+        expert; `release` ends a reservation.
         """
         slots = self._layers[layer]
         there = slots.slot_of.keys() | slots.reserved.keys()
         new = [expert for expert in dict.fromkeys(experts) if expert not in there]
-        room = slots.capacity - len(slots.reserved) - len(slots.pins)
-        placed = self._place(slots, new[: max(0, room)], keep=slots.pins.keys())
+        keep = slots.pins.keys() if evict else slots.slot_of.keys()
+        room = slots.capacity - len(slots.reserved) - len(keep)
+        placed = self._place(slots, new[: max(0, room)], keep)
         slots.reserved.update(placed)
         return placed
 
-    def release(self, layer: int, expert: int, *, resident: bool) -> None:
-        """End a reservation: its expert is `resident`, read and unused, or its slot is free."""
+    def release(self, layer: int, expert: int, *, resident: bool, age: int | None = None) -> None:
+        """End a reservation: its expert is `resident`, read and unused, or its slot is free.
+
+        `age` is for one that was used before this cache: how many admissions before the first.
+        """
         slots = self._layers[layer]
         slot = slots.reserved.pop(expert)
         if resident:
             slots.slot_of[expert] = slot
+            if age is not None:
+                slots.policy.used(expert, -age)
 
     @contextmanager
     def pin(self, layer: int, expert: int) -> Iterator[int]:

@@ -5,16 +5,22 @@ cache, so that a policy holds no clock of its own.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from ..config import POLICY_NAMES
 
+_NEVER = float("-inf")
+
 
 class Policy(Protocol):
-    """What a policy is told, and the one thing it is asked."""
+    """What a policy is told, and what it is asked: who leaves, and who is worth how much."""
 
     def used(self, expert: int, now: int) -> None:
-        """Note that `expert` was asked for at time `now`, whether it was resident or not."""
+        """Note that `expert` was asked for at time `now`, whether it was resident or not.
+
+        Times of 0 and below are before the cache's first admission.
+        """
 
     def evicted(self, expert: int) -> None:
         """Note that `expert` has left its slot."""
@@ -25,8 +31,26 @@ class Policy(Protocol):
         Ties go to the lowest expert number, so that every run decides alike.
         """
 
+    def ranked(self, experts: Iterable[int], now: int) -> list[int]:
+        """Return `experts`, most valuable first: `victim` would take them from the end."""
 
-class LRU:
+
+class _ByWorth:
+    """Takes for a victim what is worth least; worths are compared as tuples."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    def victim(self, candidates: Iterable[int], now: int) -> int:
+        """Return the candidate that is worth least."""
+        return min(candidates, key=partial(self._worth, now))
+
+    def ranked(self, experts: Iterable[int], now: int) -> list[int]:
+        """Return the experts, those that are worth most first."""
+        return sorted(experts, key=partial(self._worth, now), reverse=True)
+
+
+class LRU(_ByWorth):
     """Evicts the expert that was used longest ago."""
 
     def __init__(self) -> None:
@@ -40,12 +64,11 @@ class LRU:
         """Forget the expert."""
         self._last_use.pop(expert, None)
 
-    def victim(self, candidates: Iterable[int], now: int) -> int:
-        """Return the candidate with the oldest last use."""
-        return min(candidates, key=lambda expert: (self._last_use.get(expert, -1), expert))
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        return (self._last_use.get(expert, _NEVER), expert)
 
 
-class LFU:
+class LFU(_ByWorth):
     """Evicts the expert with the fewest uses; counts outlive an eviction, ties go by age."""
 
     def __init__(self) -> None:
@@ -60,12 +83,8 @@ class LFU:
     def evicted(self, expert: int) -> None:
         """Keep the count: an expert that comes back is as frequent as it was."""
 
-    def victim(self, candidates: Iterable[int], now: int) -> int:
-        """Return the candidate with the fewest uses."""
-        return min(
-            candidates,
-            key=lambda expert: (self._uses.get(expert, 0), self._last_use.get(expert, -1), expert),
-        )
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        return (self._uses.get(expert, 0), self._last_use.get(expert, _NEVER), expert)
 
 
 class LCP(LFU):
@@ -80,14 +99,9 @@ class LCP(LFU):
         self._uses.pop(expert, None)
         self._last_use.pop(expert, None)
 
-    def victim(self, candidates: Iterable[int], now: int) -> int:
-        """Return the candidate with the lowest priority."""
-
-        def priority(expert: int) -> tuple[float, int]:
-            age = now - self._last_use.get(expert, now)
-            return (self._uses.get(expert, 0) * 0.25 ** (age / 128), expert)
-
-        return min(candidates, key=priority)
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        age = now - self._last_use.get(expert, now)
+        return (self._uses.get(expert, 0) * 0.25 ** (age / 128), expert)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = dict(zip(POLICY_NAMES, (LRU, LFU, LCP), strict=True))
