@@ -13,6 +13,7 @@ from mlx_flash.config import CacheOptions, KernelOptions, MemoryLimit, ReadOptio
 from mlx_flash.engine.load import LoadedModel, load_model
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.streaming import adapter
+from mlx_flash.streaming.expert_stream import ExpertStream
 
 DOWN = ("down_proj.weight", "fc2.weight")  # the matrices that lead back to the model's width
 ONLY_EXPERTS = "plain mlx-lm gives other logits each time; the experts alone were compared"
@@ -60,6 +61,24 @@ def opened(
         read_options=reads,
         kernel_options=KernelOptions(kernels="cpu" if device == "kernels" else "reference"),
     )
+
+
+def stream_of(loaded: LoadedModel) -> ExpertStream:
+    assert loaded.stream is not None
+    return loaded.stream
+
+
+def ranked(loaded: LoadedModel) -> list[list[int]]:
+    """Return the residents of each layer, most valuable first."""
+    return [stream_of(loaded).cache.ranked(layer) for layer in range(len(loaded.layouts))]
+
+
+def wait_for_restorer(loaded: LoadedModel) -> None:
+    """Wait until what is to be read back was read."""
+    thread = stream_of(loaded).restorer.thread
+    if thread is not None:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def random_tokens(num_tokens: int, vocab: int, batch: int = 1, seed: int = 0) -> mx.array:

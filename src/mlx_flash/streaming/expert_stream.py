@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..cache.expert_cache import ExpertCache
 from ..cache.policies import POLICIES
@@ -13,6 +13,7 @@ from ..store.reader import ExpertReader, Read, ReadBatch
 from ..telemetry.counters import StreamCounters
 from ..types import ExpertKey
 from .prefetch import Prefetcher
+from .restore import Restorer
 from .slots import SlotPool, new_slab
 
 
@@ -22,7 +23,9 @@ class ExpertStream:
     `pools` are the slots of each layer. `sweeps` are what all layers share: a few slots for the
     experts that a call computes and that do not become resident.
 
-    Threads and files are released by `close()`, or when the model is no longer used.
+    Threads and files are released by `close()`, or when the model is no longer used. Then each of
+    `at_close` is called, in whatever thread that happens: it must not wait for another one, nor
+    hold the stream.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class ExpertStream:
         files = CheckpointFiles(stamps, direct=bool(read_options.direct))
         self.reader = ExpertReader(files, read_options)
         self.prefetcher = Prefetcher(self.counters)
-        self.close = weakref.finalize(self, _release, self.reader, files)
+        self.restorer = Restorer()
+        self.at_close: list[Callable[[], None]] = []
+        self.close = weakref.finalize(self, _release, self.reader, files, self.at_close)
 
     def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
         """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
@@ -84,6 +89,10 @@ def _sweeps(layouts: Sequence[ExpertLayout]) -> list[SlotPool]:
     return [SlotPool(layout, sweep_slots(layout), slab) for layout in layouts]
 
 
-def _release(reader: ExpertReader, files: CheckpointFiles) -> None:
+def _release(
+    reader: ExpertReader, files: CheckpointFiles, at_close: Sequence[Callable[[], None]]
+) -> None:
     reader.close()
     files.close()
+    for call in at_close:
+        call()

@@ -71,8 +71,9 @@ class LayerStream:
             asked, counts = np.unique(experts, return_counts=True)
             busiest_first = asked[np.argsort(-counts, kind="stable")].tolist()
             self._settle(set(busiest_first))
-            cache, counters = self.stream.cache, self.stream.counters
-            with cache.admit(self._layout.layer, busiest_first) as admission, ExitStack() as reads:
+            layer, cache, counters = self._layout.layer, self.stream.cache, self.stream.counters
+            self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(busiest_first))
+            with cache.admit(layer, busiest_first) as admission, ExitStack() as reads:
                 counters.asks += len(busiest_first)
                 counters.hits += len(admission.hits)
                 counters.swept += len(admission.without_slot)
@@ -80,6 +81,9 @@ class LayerStream:
                     reads.callback(batch.close)
                 try:
                     return self._compute(on_place, x, experts, self._parts(admission, reads, x))
+                except BaseException:
+                    self._finish()  # the slots of the misses are about to be free
+                    raise
                 finally:
                     self._ahead.clear()
 

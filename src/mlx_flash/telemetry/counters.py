@@ -11,6 +11,8 @@ class StreamCounters:
     resident, `swept` those that got no slot; `stall_s` is the time the model waited for bytes,
     `busy_s` the time in which any read was under way. Of the experts `prefetched`, `prefetch_hits`
     were asked for, `prefetch_late` of those before they had arrived; guessing took `prefetch_s`.
+    `restored` counts experts of an earlier run that were read back before anyone asked for them;
+    `bytes_read` includes their `restored_bytes`.
     """
 
     asks: int = 0
@@ -23,6 +25,8 @@ class StreamCounters:
     prefetch_hits: int = 0
     prefetch_late: int = 0
     prefetch_s: float = 0.0
+    restored: int = 0
+    restored_bytes: int = 0
 
     @property
     def hit_rate(self) -> float:
