@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import MemoryPlanError, OptionError
 
@@ -71,7 +72,9 @@ class MemoryLimit:
 class CacheOptions:
     """How experts are kept: the policy that picks victims, and slots per layer when fixed.
 
-    `capacity` stands in the place of a memory limit; None lets the plan decide.
+    `capacity` stands in the place of a memory limit; None lets the plan decide. `warm_start` is the
+    folder that remembers which experts were in memory when the model was last closed, to read
+    them back in the background; None neither remembers nor reads back.
 
     Raises:
         OptionError: an unknown policy, or a capacity below 1.
@@ -79,6 +82,7 @@ class CacheOptions:
 
     policy: str = "lru"
     capacity: int | None = None
+    warm_start: Path | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICY_NAMES:

@@ -65,11 +65,12 @@ class Run:
 class BenchReport:
     """What a model did: sizes are bytes, times seconds, `*_tps` tokens and `*_gbps` 10^9 bytes/s.
 
-    All but `cold` is of the second prompt, when the cache was warm. A bound is what the slower of
-    computing (`compute_only_tps`, measured with every expert taken for resident) and of reading
-    the same bytes at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time
-    of a decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate
-    while anything was being read.
+    All but `cold` is of the second prompt, when the cache was warm; with a warm start (see
+    `settings`) `cold` had what was read back by then. A bound is what the slower of computing
+    (`compute_only_tps`, measured with every expert taken for resident) and of reading the same
+    bytes at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time of a
+    decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate while
+    anything was being read.
     """
 
     prompt_tokens: int
@@ -325,4 +326,5 @@ class MmapPreadv:
 
 def settings_of(cache: CacheOptions, reads: ReadOptions) -> dict[str, Any]:
     """Return the settings of a run as plain values."""
-    return {**asdict(cache), **asdict(reads)}
+    warm_start = cache.warm_start is not None
+    return {**asdict(cache), "warm_start": warm_start, **asdict(reads)}

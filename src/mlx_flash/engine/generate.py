@@ -51,6 +51,8 @@ class GenerationReport:
     """What was generated, how fast, and what memory and reads it took.
 
     Sizes are bytes, times seconds, `*_tps` tokens per second. `capacity` is slots per layer.
+    `restored` experts of `restored_bytes` were read back since the model was loaded because an
+    earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
     `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
     `peak_rss_bytes` is of the whole process, Python included.
     """
@@ -67,6 +69,8 @@ class GenerationReport:
     decode_hit_rate: float
     expert_bytes_read: int
     decode_bytes_per_token: float
+    restored: int
+    restored_bytes: int
     stall_s: float
     memory_limit_bytes: int
     resident_bytes: int
@@ -171,6 +175,8 @@ def generate(
         decode_hit_rate=decode.hit_rate,
         expert_bytes_read=total.bytes_read,
         decode_bytes_per_token=decode.bytes_read / max(1, len(tokens) - 1),
+        restored=counters.restored,
+        restored_bytes=counters.restored_bytes,
         stall_s=total.stall_s,
         **_memory_fields(loaded),
         backend=backend_name(),

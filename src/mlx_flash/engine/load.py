@@ -1,5 +1,6 @@
 """Loads a model so that it stays under a memory limit: streamed, or resident when it fits."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from ..telemetry import machine
 from .backend import computes_on_cpu, model_memory
 from .find import find_model
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
+from .warm_start import ResidentRecord, start_warm
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class LoadedModel:
     prefill_step: int
     kernels: KernelChoice
 
+    def close(self) -> None:
+        """End the stream's threads and close its files: the model can run no more.
+
+        With a warm start, remember who is resident. May be called again; happens by itself when
+        the model is no longer used, or the program ends.
+        """
+        if self.stream is not None:
+            self.stream.close()
+
 
 def load(
     model: str | Path | None = None,
@@ -81,6 +92,7 @@ def load(
     capacity: int | None = None,
     policy: str = CacheOptions.policy,
     kernels: str | None = None,
+    warm_start: str | Path | None = None,
     context_tokens: int = DEFAULT_CONTEXT_TOKENS,
 ) -> tuple[Module, TokenizerWrapper]:
     """Return `(model, tokenizer)` for mlx-lm's generate, stream_generate and batch_generate.
@@ -89,17 +101,23 @@ def load(
     footprint: bytes ("6GB", 6_000_000_000), a share of what the model would need resident
     ("40%"), "all", or None for what the machine can spare. `capacity` fixes the slots per layer;
     give one of the two. `kernels` computes matrix products: "reference" is MLX, "cpu" are our
-    own, None the best for the device. The plan sets memory aside for `context_tokens` tokens of
-    KV cache in all, and for computing 2048 of them at once, which is mlx-lm's default: on the CPU
-    that takes more than a small model itself, so ask for no more context than you need. Caps the
-    memory that MLX keeps of freed buffers, for the whole process.
+    own, None the best for the device. `warm_start` is a folder, such as
+    "~/.cache/mlx-flash/warm-start", that remembers which experts were in memory when the model was
+    last used, so that they are read back in the background; None writes nothing and starts cold.
+
+    The plan sets memory aside for `context_tokens` tokens of KV cache in all, and for computing
+    2048 of them at once, which is mlx-lm's default: on the CPU that takes more than a small model
+    itself, so ask for no more context than you need. Caps the memory that MLX keeps of freed
+    buffers, for the whole process.
 
     Raises:
         ModelNotFoundError, FormatError, UnsupportedModelError, MemoryPlanError, OptionError.
     """
     if context_tokens < 1:
         raise OptionError(f"a context of {context_tokens} tokens holds nothing: give 1 or more.")
-    limit, cache_options = MemoryLimit.parse(memory), CacheOptions(policy=policy, capacity=capacity)
+    folder = None if warm_start is None else Path(os.path.expanduser(warm_start))
+    cache_options = CacheOptions(policy=policy, capacity=capacity, warm_start=folder)
+    limit = MemoryLimit.parse(memory)
     check_either(limit, cache_options)
     files = ModelFiles.open(model)
     loaded = load_model(
@@ -128,6 +146,8 @@ def load_model(
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert that is streamed.
 
+    With a warm start, experts are being read in the background when this returns.
+
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
     `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
     or loaded from the cache on disk.
@@ -155,6 +175,9 @@ def load_model(
         capacities = [plan.capacity] * len(sites)
         reads = _choose_direct(read_options or ReadOptions(), plan, need)
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
+        if cache_options.warm_start is not None:
+            record = ResidentRecord(cache_options.warm_start, checkpoint.folder, need.layouts)
+            start_warm(stream, record)
     elif kernels.cpu is not None:
         install_resident(lazy.model, sites, kernels.cpu)
     use_float32_on_cpu(lazy.model, swapped)
