@@ -43,6 +43,14 @@ def costly_to_share(item: pytest.Function) -> str:
     )
 
 
+@pytest.fixture(autouse=True)
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the command line, also in other processes, out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLX_FLASH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=["cpu", "kernels", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test on each of MLX's devices that the machine has, and on our CPU kernels."""

@@ -1,6 +1,7 @@
 """Benchmarks: an inflated model answers as before, and what is printed was measured."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_bench_prints_what_scripts_depend_on(reader: str) -> None:
     assert report["disk_gbps"] > 0
     assert report["bound_decode_tps"] > 0
     assert all(report[name] > 0 for name in SECONDS)
+    assert report["settings"]["warm_start"] is False
+    assert list(Path(os.environ["MLX_FLASH_CACHE"]).iterdir()) == []
+
+
+def test_bench_remembers_and_reads_back_when_asked_to() -> None:
+    command = [sys.executable, "-c", "from mlx_flash.cli.main import run; run()", "bench"]
+    options = ["--capacity", "12", "--prompt-tokens", "32", "-n", "8", "--warm-start", "--json"]
+    for _ in range(2):
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["settings"]["warm_start"] is True
+    assert len(list((Path(os.environ["MLX_FLASH_CACHE"]) / "warm-start").iterdir())) == 1
 
 
 def test_a_measurement_leaves_the_model_as_it_was() -> None:

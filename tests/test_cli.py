@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from families import FAMILIES, write_checkpoint
 
+from mlx_flash.cli.folders import warm_start_folder
 from mlx_flash.engine.find import bundled_model
 
 QUESTION = ["generate", "-p", "What does shutil.copytree do?", "-n", "24"]
@@ -20,7 +21,7 @@ GENERATE_KEYS = {
     *("text", "tokens", "prompt_tokens", "generation_tokens", "ttft_s", "prompt_tps"),
     *("generation_tps", "hit_rate", "expert_bytes_read", "stall_s", "memory_limit_bytes"),
     *("resident_bytes", "slot_bytes", "capacity", "experts_per_layer", "peak_rss_bytes"),
-    *("backend", "lossy"),
+    *("backend", "lossy", "restored"),
 }
 DOCTOR_KEYS = {
     *("versions", "backend", "cores", "memory_bytes", "memory_available_bytes", "ssd_gbps"),
@@ -130,6 +131,68 @@ def test_interrupting_ends_cleanly_with_what_there_is() -> None:
     assert first + rest
     assert b"Traceback" not in notes
     assert notes.rstrip().endswith(b"interrupted")
+
+
+def test_a_warm_start_gives_the_same_answer_and_cold_forgets_and_keeps_nothing() -> None:
+    cache = Path(os.environ["MLX_FLASH_CACHE"])
+    slots = ["--capacity", "6"]
+    cold = answer(*QUESTION, *slots, "--cold")
+    assert cold["restored"] == 0
+    assert list(cache.iterdir()) == []
+    first, second = answer(*QUESTION, *slots), answer(*QUESTION, *slots)
+    assert (first["restored"], second["restored"] > 0) == (0, True)
+    assert cold["tokens"] == first["tokens"] == second["tokens"]
+    assert "warm start: " in run(*QUESTION, *slots).stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_is_remembered_and_a_killed_one_leaves_what_was(how: int) -> None:
+    answer(*QUESTION, "--capacity", "2")
+    (record,) = (Path(os.environ["MLX_FLASH_CACHE"]) / "warm-start").iterdir()
+    before = record.read_bytes()
+    process = subprocess.Popen(
+        command("generate", "-p", "import", "--no-chat-template", "-n", "900", "--capacity", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert list(record.parent.iterdir()) == [record]
+    assert (record.read_bytes() == before) == (how == signal.SIGKILL)
+    assert answer(*QUESTION, "--capacity", "2")["restored"] > 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "folder"),
+    [
+        ("linux", {}, "/home/me/.cache/mlx-flash"),
+        ("linux", {"XDG_CACHE_HOME": "/var/me"}, "/var/me/mlx-flash"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/mlx-flash"),
+        ("darwin", {"XDG_CACHE_HOME": "/var/me"}, "/home/me/Library/Caches/mlx-flash"),
+        ("darwin", {"MLX_FLASH_CACHE": "/mnt/ours"}, "/mnt/ours"),
+    ],
+)
+def test_the_cache_folder_is_where_the_platform_keeps_such_things(
+    platform: str, environment: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLX_FLASH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"HOME": "/home/me"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert warm_start_folder() == Path(folder) / "warm-start"
+
+
+def test_a_user_without_a_home_starts_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MLX_FLASH_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert warm_start_folder() is None
 
 
 def test_a_file_that_shrinks_in_mid_generation_ends_it_with_one_sentence(model: Path) -> None:

@@ -15,7 +15,8 @@ from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, check_ei
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
-from .options import AsJson, Capacity, Kernels, MaxTokens, Memory, Model, Policy
+from .folders import warm_start_folder
+from .options import AsJson, Capacity, Kernels, MaxTokens, Memory, Model, Policy, WarmStart
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -56,13 +57,15 @@ def model(
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
     prefetch: Annotated[bool, typer.Option(help="Read what the next layer may ask for.")] = False,
+    warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     max_tokens: MaxTokens = 500,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: speed, hit rate, bytes, and how near that is to what the machine allows."""
     limit = MemoryLimit.parse(memory)
-    cache_options = CacheOptions(policy=policy, capacity=capacity)
+    folder = warm_start_folder() if warm_start else None
+    cache_options = CacheOptions(policy=policy, capacity=capacity, warm_start=folder)
     kernel_options = KernelOptions(kernels=kernels)
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)

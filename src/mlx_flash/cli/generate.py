@@ -12,6 +12,7 @@ from rich.status import Status
 
 from ..config import CacheOptions, KernelOptions, MemoryLimit, check_either
 from ..planner.memory import gigabytes
+from .folders import warm_start_folder
 from .options import (
     AsJson,
     Capacity,
@@ -24,6 +25,7 @@ from .options import (
     Prompt,
     Seed,
     Temperature,
+    WarmStart,
 )
 from .status import StatusLine
 
@@ -43,12 +45,14 @@ def command(
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
     kernels: Kernels = None,
+    warm_start: WarmStart = True,
     chat_template: ChatTemplate = True,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt, streamed; most experts may stay on disk."""
     limit = MemoryLimit.parse(memory)
-    cache_options = CacheOptions(policy=policy, capacity=capacity)
+    folder = warm_start_folder() if warm_start else None
+    cache_options = CacheOptions(policy=policy, capacity=capacity, warm_start=folder)
     kernel_options = KernelOptions(kernels=kernels)
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)
@@ -67,7 +71,7 @@ def command(
         notes.print(loaded.kernels.why)
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
-    with StatusLine(enabled=not as_json) as status:
+    with contextlib.closing(loaded), StatusLine(enabled=not as_json) as status:
         report = generate(loaded, tokenizer, tokens, options, status.update)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
@@ -135,6 +139,11 @@ def _summary(report: "GenerationReport") -> str:
             f"experts: {report.capacity} of {report.experts_per_layer} per layer in memory "
             f"({share:.0%} of {gigabytes(report.expert_bytes)}), hit rate {report.hit_rate:.1%}, "
             f"{gigabytes(report.expert_bytes_read)} read, waited {report.stall_s:.2f} s for them"
+        )
+    if report.restored:
+        lines.append(
+            f"warm start: {report.restored} experts of the last run put back, "
+            f"{gigabytes(report.restored_bytes)}"
         )
     if report.finish_reason == "interrupted":
         lines.append("interrupted")

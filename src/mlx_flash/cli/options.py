@@ -37,4 +37,11 @@ Kernels = Annotated[
         help=f"What computes: {' or '.join(KERNEL_NAMES)}. Default: the best for the device."
     ),
 ]
+WarmStart = Annotated[
+    bool,
+    typer.Option(
+        "--warm-start/--cold",
+        help="Read back in the background what the model last had in memory, and remember it.",
+    ),
+]
 ChatTemplate = Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")]

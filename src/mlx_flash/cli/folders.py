@@ -1,0 +1,29 @@
+"""Where the command line keeps what it may lose: the one place that decides it."""
+
+import os
+import sys
+from pathlib import Path
+
+_OVERRIDE = "MLX_FLASH_CACHE"
+
+
+def warm_start_folder() -> Path | None:
+    """Return the folder that remembers who was in memory; None for a user without a home."""
+    try:
+        return _cache_folder() / "warm-start"
+    except RuntimeError:
+        return None
+
+
+def _cache_folder() -> Path:
+    """Return what MLX_FLASH_CACHE names, or a folder where the platform keeps such things.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    if named := os.environ.get(_OVERRIDE):
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mlx-flash"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores relative paths
+    return (base if base.is_absolute() else Path.home() / ".cache") / "mlx-flash"
