@@ -39,7 +39,14 @@ def main() -> None:
     """Measure and print a table and one JSON line."""
     tensors = (
         ExpertTensor(
-            "weight", "U32", (EXPERT_BYTES // 4,), EXPERT_BYTES, Path("x"), 0, FileStamp(0, 0, 0, 0)
+            "weight",
+            "U32",
+            (EXPERT_BYTES // 4,),
+            EXPERT_BYTES,
+            Path("x"),
+            0,
+            EXPERT_BYTES,
+            FileStamp(0, 0, 0, 0),
         ),
     )
     pool = SlotPool(ExpertLayout(0, "experts", CAPACITY, tensors), CAPACITY)

@@ -71,7 +71,7 @@ def test_experts_stored_one_by_one_are_refused_with_a_way_out(qwen: Family, tmp_
     (tmp_path / "model.safetensors.index.json").unlink()
     mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
     lazy = adapter.load_lazily(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"stored under other names.*mlx_lm\.convert"):
+    with pytest.raises(UnsupportedModelError, match=r"stored under other names.*mlx-flash pack"):
         survey(lazy.model, Checkpoint.open(tmp_path), lazy.in_place)
 
 

@@ -3,6 +3,8 @@
 import copy
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ from comparing import (
     differing,
     differing_steps,
     differing_switches,
+    opened,
     random_tokens,
     resident,
     run_logits,
     streamed,
 )
 from families import Family, write_checkpoint
+from packing import packed
 
 from mlx_flash.cache.policies import POLICIES
-from mlx_flash.config import ReadOptions
+from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.errors import ExpertReadError, UnsupportedModelError
 
 FORMATS: dict[str, tuple[dict[str, Any] | None, str]] = {
@@ -66,6 +70,11 @@ class Reference:
                 pytest.skip(f"plain mlx-lm cannot run this checkpoint on this GPU: {error}")
         return self._logits[device]
 
+    @cached_property
+    def packed(self) -> Path:
+        """The same checkpoint in the packed store."""
+        return packed(self.folder)
+
     def repeats(self, device: str) -> bool:
         """Whether a second resident run gives the same logits, as it does on the CPU."""
         if device != "gpu":
@@ -105,6 +114,33 @@ def test_streamed_logits_equal_resident_logits(
         assert differing_switches(ours.model, resident(reference.folder)) == []
         pytest.skip(ONLY_EXPERTS)
     assert steps == []
+
+
+@pytest.mark.parametrize("reads", [OVERLAPPED, EVERYTHING], ids=["overlapped", "everything"])
+@pytest.mark.parametrize("capacity", [1, 3])
+@pytest.mark.parametrize("reference", FORMATS, indirect=True)
+def test_packed_experts_give_the_same_logits(
+    reference: Reference, capacity: int, device: str, reads: ReadOptions
+) -> None:
+    expected = reference.logits(device)
+    if not reference.repeats(device):
+        pytest.skip("plain mlx-lm gives other logits each time")
+    reads = replace(reads, verify=True)
+    ours = streamed(reference.packed, capacity, device=device, reads=reads)
+    assert ours.stream is not None
+    assert differing(run_both(ours.model), expected) == []
+    assert ours.stream.counters.bytes_read > 0
+
+
+@pytest.mark.parametrize("reference", FORMATS, indirect=True)
+def test_a_packed_model_runs_resident_too(reference: Reference, device: str) -> None:
+    expected = reference.logits(device)
+    if not reference.repeats(device):
+        pytest.skip("plain mlx-lm gives other logits each time")
+    everything = MemoryLimit(everything=True)
+    loaded = opened(reference.packed, CacheOptions(), everything, device)
+    assert loaded.stream is None
+    assert differing(run_both(loaded.model), expected) == []
 
 
 @READS

@@ -63,7 +63,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
 
 
 def need(num_layers: int = 4, num_experts: int = 16) -> ModelNeed:
-    tensors = (ExpertTensor("up.weight", "U8", (MB,), MB, Path("x"), 0, FileStamp(0, 0, 0, 0)),)
+    tensors = (ExpertTensor("up.weight", "U8", (MB,), MB, Path("x"), 0, MB, FileStamp(0, 0, 0, 0)),)
     layouts = tuple(ExpertLayout(n, f"l{n}", num_experts, tensors) for n in range(num_layers))
     return ModelNeed(10 * MB, num_layers * num_experts * MB, 3 * MB, layouts)
 

@@ -3,7 +3,9 @@
 import mmap
 import os
 import threading
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from mlx_flash.config import ReadOptions
 from mlx_flash.errors import ExpertReadError, FormatError
 from mlx_flash.formats.safetensors import FileStamp
+from mlx_flash.store.direct import Preadv
 from mlx_flash.store.files import CheckpointFiles
-from mlx_flash.store.reader import ExpertReader, Preadv, Read, coalesce
+from mlx_flash.store.reader import ExpertReader, Read, coalesce
 from mlx_flash.types import ExpertKey
 
 CONTENT = bytes(os.urandom(64 * 1024))
@@ -27,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def read_at(path: Path, offset: int, nbytes: int, expert: int = 0) -> Read:
-    return Read(ExpertKey(3, expert), path, offset, memoryview(bytearray(nbytes)))
+    return Read(ExpertKey(3, expert), path, offset, (memoryview(bytearray(nbytes)),))
 
 
 def stamp_of(path: Path) -> FileStamp:
@@ -54,7 +57,7 @@ def test_every_view_gets_its_own_bytes_whatever_the_grouping(file: Path) -> None
             reader = reader_of(file, split_bytes=split_bytes, num_threads=num_threads)
             assert do_reads(reader, reads) == sum(nbytes for _, nbytes in places)
             for read, (offset, nbytes) in zip(reads, places, strict=True):
-                assert bytes(read.into) == CONTENT[offset : offset + nbytes]
+                assert bytes(read.into[0]) == CONTENT[offset : offset + nbytes]
 
 
 @pytest.mark.parametrize("in_step", [True, False])
@@ -76,12 +79,12 @@ def test_direct_reads_fill_views_in_step_without_a_copy_and_the_others_too(
     for offset, nbytes in places:
         phase = offset % 4096 if in_step else (offset + 16) % 4096
         view = memoryview(mmap.mmap(-1, nbytes + 4096))[phase : phase + nbytes]
-        reads.append(Read(ExpertKey(0, 0), file, offset, view))
+        reads.append(Read(ExpertKey(0, 0), file, offset, (view,)))
     for read in reads:
-        assert do_reads(reader, [read]) == read.into.nbytes
+        assert do_reads(reader, [read]) == read.nbytes
     assert do_reads(reader, reads[:3]) == 60_024
     for read, (offset, nbytes) in zip(reads, places, strict=True):
-        assert bytes(read.into) == CONTENT[offset : offset + nbytes]
+        assert bytes(read.into[0]) == CONTENT[offset : offset + nbytes]
     assert (36_864 - 4096 in filled) == in_step  # the whole blocks of the first view
 
 
@@ -95,7 +98,7 @@ def test_a_direct_read_that_stops_early_goes_on(file: Path) -> None:
     reader = reader_of(file, short, direct=True)
     read = read_at(file, 5000, 20_000)
     assert do_reads(reader, [read]) == 20_000
-    assert bytes(read.into) == CONTENT[5000:25_000]
+    assert bytes(read.into[0]) == CONTENT[5000:25_000]
     assert len(calls) > 3
 
 
@@ -107,7 +110,7 @@ def test_a_direct_read_past_the_end_is_short(file: Path) -> None:
 def test_neighbours_are_read_by_one_call_and_large_reads_are_split(file: Path) -> None:
     reads = [read_at(file, offset, 1000) for offset in (2000, 0, 1000, 9000)]
     runs = coalesce(reads, split_bytes=1 << 20)
-    assert [[read.offset for read in run.reads] for run in runs] == [[0, 1000, 2000], [9000]]
+    assert [(run.offset, run.nbytes) for run in runs] == [(0, 3000), (9000, 1000)]
     split = coalesce([read_at(file, 0, 50_000)], split_bytes=20_000)
     assert [run.nbytes for run in split] == [20_480, 20_480, 9040]
 
@@ -118,7 +121,7 @@ def test_partial_reads_are_continued(file: Path) -> None:
 
     reads = [read_at(file, 0, 20), read_at(file, 20, 30)]
     assert do_reads(reader_of(file, trickle), reads) == 50
-    assert bytes(reads[0].into) + bytes(reads[1].into) == CONTENT[:50]
+    assert bytes(reads[0].into[0]) + bytes(reads[1].into[0]) == CONTENT[:50]
 
 
 def test_a_passing_error_is_retried(file: Path) -> None:
@@ -131,7 +134,7 @@ def test_a_passing_error_is_retried(file: Path) -> None:
 
     read = read_at(file, 10, 100)
     assert do_reads(reader_of(file, flaky, num_retries=2), [read]) == 100
-    assert bytes(read.into) == CONTENT[10:110]
+    assert bytes(read.into[0]) == CONTENT[10:110]
 
 
 def test_a_lasting_error_names_layer_expert_file_and_offset(file: Path) -> None:
@@ -195,16 +198,12 @@ def test_an_interrupt_leaves_no_thread_writing(
     def interrupted(self: threading.Condition, *args: Any) -> Any:
         nonlocal interrupts
         interrupts -= 1
-        if interrupts > 0:
+        if interrupts >= 0:
             raise KeyboardInterrupt
         may_read.set()
         return wait_for(self, *args)
 
-    def interrupt(self: object, timeout: float | None = None) -> int:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(threading.Condition, "wait_for", interrupted)
-    monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
     reads = [read_at(file, offset, 10) for offset in range(0, 50_000, 5000)]
     with pytest.raises(KeyboardInterrupt):
         do_reads(reader_of(file, slow, num_threads=2), reads)
@@ -214,23 +213,37 @@ def test_an_interrupt_leaves_no_thread_writing(
     assert writing == before
 
 
-def test_threads_that_cannot_start_leave_no_thread_writing(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_startable", [0, 2])
+def test_threads_that_cannot_start_are_done_without(
+    file: Path, monkeypatch: pytest.MonkeyPatch, num_startable: int
 ) -> None:
     reader, started = reader_of(file, num_threads=4), []
-    submit = reader._pool.submit
+    start = threading.Thread.start
 
-    def fail_later(*args: Any) -> Any:
-        started.append(args)
-        if len(started) > 2:
+    def refuse(self: threading.Thread) -> None:
+        if len(started) == num_startable:
             raise RuntimeError("can't start new thread")
-        return submit(*args)
+        started.append(self)
+        start(self)
 
-    monkeypatch.setattr(reader._pool, "submit", fail_later)
-    with pytest.raises(RuntimeError, match="new thread"):
-        do_reads(reader, [read_at(file, offset, 10) for offset in (0, 5000, 10_000, 15_000)])
-    (batch,) = {args[0].__self__ for args in started}
-    assert batch._run([None]) == 0
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    reads = [read_at(file, offset, 10) for offset in (0, 5000, 10_000, 15_000)]
+    if num_startable:
+        assert do_reads(reader, reads) == 40
+        assert len(started) == num_startable
+    else:
+        with pytest.raises(RuntimeError, match="new thread"):
+            do_reads(reader, reads)
+
+
+def test_a_wrong_checksum_is_an_error_and_a_right_one_is_none(file: Path) -> None:
+    views = tuple(memoryview(bytearray(nbytes)) for nbytes in (5000, 3, 0, 20_000))
+    right = Read(ExpertKey(1, 2), file, 77, views, zlib.crc32(CONTENT[77 : 77 + 25_003]))
+    reader = reader_of(file, split_bytes=8192)
+    assert do_reads(reader, [right]) == 25_003
+    assert b"".join(views) == CONTENT[77 : 77 + 25_003]
+    with pytest.raises(ExpertReadError, match=r"expert 2 of layer 1 .*--check"):
+        do_reads(reader, [replace(right, checksum=1)])
 
 
 def test_a_file_replaced_after_its_header_was_read_is_refused(file: Path) -> None:

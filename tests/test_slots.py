@@ -16,8 +16,9 @@ STAMP = FileStamp(0, 0, 0, 0)
 
 def layout(*tensors: tuple[str, str, tuple[int, ...], int], at: int = 0) -> ExpertLayout:
     parts = [
-        ExpertTensor(name, dtype, shape, int(np.prod(shape)) * size, Path("x"), at, STAMP)
+        ExpertTensor(name, dtype, shape, nbytes, Path("x"), at, nbytes, STAMP)
         for name, dtype, shape, size in tensors
+        for nbytes in [int(np.prod(shape)) * size]
     ]
     return ExpertLayout(0, "experts", 8, tuple(parts))
 
@@ -51,7 +52,7 @@ def test_slots_are_in_step_with_the_file_and_the_slab_is_as_large_as_planned(dev
     for tensor in whole.tensors:
         for slot in range(3):
             address = np.frombuffer(pool.view(tensor.name, slot), np.uint8).ctypes.data
-            assert address % DIRECT_ALIGNMENT == tensor.span(slot).offset % DIRECT_ALIGNMENT == 16
+            assert address % DIRECT_ALIGNMENT == tensor.offset % DIRECT_ALIGNMENT == 16
     blocks = sum(-(-3 * tensor.nbytes // 4096) + 1 for tensor in whole.tensors)
     assert pool.num_bytes == whole.slab_bytes(3) == SLOT_ALIGNMENT + 4096 * blocks
 

@@ -104,7 +104,7 @@ class ReadOptions:
     read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
     has in memory is computed meanwhile. `direct` reads past the page cache, False through it; None
     does what suits the memory that the model leaves free. `prefetch` reads what the next layer's
-    router would pick now.
+    router would pick now. `verify` compares each record of a packed model with its checksum.
 
     Raises:
         OptionError: a number that is too small.
@@ -116,6 +116,7 @@ class ReadOptions:
     overlap_bytes: int = 1024 * 1024
     direct: bool | None = None
     prefetch: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:
@@ -140,6 +141,54 @@ class KernelOptions:
             raise OptionError(
                 f"there are no kernels {self.kernels!r}: take one of {', '.join(KERNEL_NAMES)}."
             )
+
+
+_BITS = (2, 3, 4, 5, 6, 8)
+QUANTIZATIONS = {
+    "affine": ((64, 32, 128), (4, *_BITS)),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+"""The ways to quantize that mlx-lm has: group sizes and bits of each, the usual one first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """How to quantize a model; with none of them set it stays as it is.
+
+    Raises:
+        OptionError: there is no such mode, or it has no such bits or group size.
+    """
+
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in (None, *QUANTIZATIONS):
+            raise OptionError(
+                f"there is no mode {self.mode!r}: take one of {', '.join(QUANTIZATIONS)}."
+            )
+        groups, bits = QUANTIZATIONS[self.mode or "affine"]
+        for name, value, allowed in (
+            ("group size", self.group_size, groups),
+            ("bits", self.bits, bits),
+        ):
+            if value is not None and value not in allowed:
+                raise OptionError(
+                    f"{self.mode or 'affine'} quantization has no {name} {value}: "
+                    f"take {' or '.join(map(str, sorted(set(allowed))))}."
+                )
+
+    @property
+    def sizes(self) -> tuple[int, int, str] | None:
+        """Group size, bits and mode with what is usual filled in; None when nothing is set."""
+        if self == QuantizeOptions():
+            return None
+        mode = self.mode or "affine"
+        groups, bits = QUANTIZATIONS[mode]
+        return self.group_size or groups[0], self.bits or bits[0], mode
 
 
 DEFAULT_CONTEXT_TOKENS = 2048

@@ -7,6 +7,7 @@ MLXFlashError
 ├── MemoryPlanError        does not fit; says what would, in bytes
 ├── ModelNotFoundError     no such path or repository
 ├── PromptError            the prompt is empty or does not fit the model's context
+├── PackError              a pack cannot be written: the disk is full, or refuses
 └── OptionError            an option has a value that makes no sense
 """
 
@@ -63,6 +64,10 @@ class ModelNotFoundError(MLXFlashError):
 
 class PromptError(MLXFlashError):
     """Raised when a prompt is empty, no text, or longer than the model's context."""
+
+
+class PackError(MLXFlashError):
+    """Raised when a packed model cannot be written. What was complete stays, to go on from."""
 
 
 class OptionError(MLXFlashError):

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import ExpertReadError, MLXFlashError
-from . import bench, doctor, generate
+from ..errors import ExpertReadError, MLXFlashError, PackError
+from . import bench, doctor, generate, pack
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -39,6 +39,7 @@ def _root(
 
 
 app.command("generate")(generate.command)
+app.command("pack")(pack.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 
@@ -54,7 +55,7 @@ def run() -> None:
         if stop.code == _INTERRUPTED:
             _end_interrupted()
         sys.exit(stop.code)
-    except ExpertReadError as error:
+    except (ExpertReadError, PackError) as error:
         _fail(error, 1)
     except MLXFlashError as error:
         _fail(error, 2)

@@ -30,6 +30,8 @@ from ..streaming.install import (
     expert_formats,
     install,
     install_resident,
+    packed_stacks,
+    read_packed_experts,
     survey,
 )
 from ..streaming.swap import swap_modules
@@ -159,7 +161,7 @@ def load_model(
     context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
     wanted = (kernel_options or KernelOptions()).kernels
     kernels = choose_kernels(wanted, computes_on_cpu(), machine.num_cores())
-    lazy = adapter.load_lazily(checkpoint.folder)
+    lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
     sites = survey(lazy.model, checkpoint, lazy.in_place)
     swapped = None
     if kernels.cpu is not None:
@@ -171,9 +173,11 @@ def load_model(
     need = needs[0][1]
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
+    reads = _choose_direct(read_options or ReadOptions(), plan, need)
+    if plan.capacity is None and checkpoint.packed:
+        read_packed_experts(sites, reads)
     if plan.capacity is not None:
         capacities = [plan.capacity] * len(sites)
-        reads = _choose_direct(read_options or ReadOptions(), plan, need)
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
         if cache_options.warm_start is not None:
             record = ResidentRecord(cache_options.warm_start, checkpoint.folder, need.layouts)

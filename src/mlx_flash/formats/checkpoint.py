@@ -3,24 +3,32 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, ModelNotFoundError
+from .packed import PackedLayer, find_packed
 from .safetensors import TensorEntry, read_header
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes the name of a module to import
 _INDEX = "model.safetensors.index.json"
 
+PACK_RECORD = "pack.json"
+"""The file in which `mlx-flash pack` notes what it packs, as long as it works and afterwards."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: `config` is config.json, `tensors` every tensor of every shard."""
+    """An opened checkpoint: `config` is config.json, `tensors` every tensor of every shard.
+
+    `packed` are the layers whose experts are in the packed store, by the path of their module.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
+    packed: Mapping[str, PackedLayer] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -36,6 +44,11 @@ class Checkpoint:
             )
         if not folder.is_dir():
             raise ModelNotFoundError(f"{folder} is not a folder with a model.")
+        if not (folder / "config.json").is_file() and (folder / PACK_RECORD).is_file():
+            raise ModelNotFoundError(
+                f"{folder} is not packed to its end: run mlx-flash pack again, with the same model "
+                "and options, to finish it."
+            )
         if not (folder / "config.json").is_file():
             raise ModelNotFoundError(
                 f"{folder} has no config.json: give the folder of an MLX checkpoint."
@@ -50,7 +63,7 @@ class Checkpoint:
         _check_index(folder, shards)
         tensors: dict[str, TensorEntry] = {}
         for shard in shards:
-            for name, entry in read_header(shard).items():
+            for name, entry in read_header(shard).tensors.items():
                 if name in tensors:
                     raise FormatError(
                         f"{shard} and {tensors[name].path} both hold tensor {name!r}: "
@@ -59,7 +72,8 @@ class Checkpoint:
                         entry.offset,
                     )
                 tensors[name] = entry
-        return cls(folder, config, tensors)
+        _check_pack(folder)
+        return cls(folder, config, tensors, find_packed(folder))
 
     @property
     def context_tokens(self) -> int | None:
@@ -96,6 +110,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"{path} does not hold a JSON object.", path)
     return value
+
+
+def _check_pack(folder: Path) -> None:
+    """Raise FormatError when a file of a pack is not there."""
+    record = folder / PACK_RECORD
+    if not record.is_file():
+        return
+    files = read_json_object(record).get("files")
+    there = {path.name for path in folder.iterdir()}
+    for name in files if isinstance(files, list) else []:
+        if name not in there:
+            raise FormatError(
+                f"{folder} is a pack without its file {name}: run mlx-flash pack again, with the "
+                "same model and options, to write what is missing.",
+                record,
+            )
 
 
 def _check_index(folder: Path, shards: list[Path]) -> None:

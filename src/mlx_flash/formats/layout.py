@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import UnsupportedModelError
@@ -16,19 +17,24 @@ DIRECT_ALIGNMENT = 4096
 
 
 @dataclass(frozen=True)
-class Span:
-    """`nbytes` bytes at `offset` of the file `path`."""
+class Piece:
+    """Tensors of an expert that lie back to back in a file: one read for each expert.
 
+    Those of expert e start at `offset + e * stride` of `path`.
+    """
+
+    tensors: tuple[str, ...]
     path: Path
     offset: int
-    nbytes: int
+    stride: int
 
 
 @dataclass(frozen=True)
 class ExpertTensor:
     """One tensor that every expert of a layer has, such as `gate_proj.scales`.
 
-    `shape` and `nbytes` are of one expert; the experts lie back to back from `offset` on.
+    `shape` and `nbytes` are of one expert. That of the first lies at `offset`, and each of the
+    others `stride` bytes behind the one before.
     """
 
     name: str
@@ -37,6 +43,7 @@ class ExpertTensor:
     nbytes: int
     path: Path
     offset: int
+    stride: int
     stamp: FileStamp
 
     @property
@@ -45,30 +52,49 @@ class ExpertTensor:
 
         Slots that start there can be filled by direct reads without a copy.
         """
-        return self.offset % DIRECT_ALIGNMENT if self.nbytes % DIRECT_ALIGNMENT == 0 else 0
+        whole_blocks = self.nbytes % DIRECT_ALIGNMENT == self.stride % DIRECT_ALIGNMENT == 0
+        return self.offset % DIRECT_ALIGNMENT if whole_blocks else 0
 
     def slots_bytes(self, capacity: int) -> int:
         """Return the memory of `capacity` slots of this tensor."""
         return aligned(capacity * self.nbytes) + DIRECT_ALIGNMENT
 
-    def span(self, expert: int) -> Span:
-        """Return where this tensor of `expert` lies."""
-        return Span(self.path, self.offset + expert * self.nbytes, self.nbytes)
-
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where the experts of one layer lie in a stock checkpoint, where they are stacked."""
+    """Where the experts of one layer lie, stacked by tensor as in a stock checkpoint, or packed.
+
+    `checksums` are the CRC-32 of each expert's tensors, in their order here; none in a stock one.
+    """
 
     layer: int
     prefix: str
     num_experts: int
     tensors: tuple[ExpertTensor, ...]
+    checksums: tuple[int, ...] = ()
 
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert on disk."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What is read for an expert: its tensors, those that are neighbours together."""
+        found: list[Piece] = []
+        end = 0
+        for tensor in self.tensors:
+            last = found[-1] if found else None
+            if last and (last.path, last.stride, end) == (
+                tensor.path,
+                tensor.stride,
+                tensor.offset,
+            ):
+                found[-1] = replace(last, tensors=(*last.tensors, tensor.name))
+            else:
+                found.append(Piece((tensor.name,), tensor.path, tensor.offset, tensor.stride))
+            end = tensor.offset + tensor.nbytes
+        return tuple(found)
 
     def slab_bytes(self, capacity: int) -> int:
         """Return the memory that `capacity` slots take, alignment included."""
@@ -123,16 +149,15 @@ def stacked_layout(
         if entry is None:
             raise UnsupportedModelError(
                 f"the checkpoint does not hold {prefix}.{name}: its experts are stored under other "
-                "names than mlx-lm gives them; convert it with mlx_lm.convert first."
+                "names than mlx-lm gives them; convert it with mlx-flash pack first."
             )
         if entry.shape != shape or entry.dtype != dtype:
             raise UnsupportedModelError(
                 f"the checkpoint holds {entry.name} as {entry.dtype} {list(entry.shape)}, the "
-                f"model expects {dtype} {list(shape)}; convert it with mlx_lm.convert first."
+                f"model expects {dtype} {list(shape)}; convert it with mlx-flash pack first."
             )
         num_experts = shape[0]
         nbytes = math.prod(shape[1:]) * DTYPE_BYTES[dtype]
-        found.append(
-            ExpertTensor(name, dtype, shape[1:], nbytes, entry.path, entry.offset, entry.stamp)
-        )
+        place = (entry.path, entry.offset, nbytes, entry.stamp)
+        found.append(ExpertTensor(name, dtype, shape[1:], nbytes, *place))
     return ExpertLayout(layer, prefix, num_experts, tuple(found))

@@ -64,8 +64,17 @@ class TensorEntry:
     stamp: FileStamp
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return every tensor of a safetensors file by name.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: every tensor by name, and the metadata."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    stamp: FileStamp
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a safetensors file.
 
     Raises:
         FormatError: the file is truncated, or its header is no header, overlaps, leaves the file,
@@ -102,7 +111,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if name != "__metadata__"
     }
     _check_no_overlap(entries, path)
-    return entries
+    metadata = header.get("__metadata__")
+    items = metadata.items() if isinstance(metadata, dict) else ()
+    texts = {key: value for key, value in items if isinstance(value, str)}
+    return Header(entries, texts, stamp)
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,51 @@
 """Reads expert bytes from files straight into buffers, several reads in flight at once."""
 
-import itertools
-import mmap
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from queue import SimpleQueue
 
 from ..config import ReadOptions
 from ..errors import ExpertReadError
-from ..formats.layout import DIRECT_ALIGNMENT
 from ..types import ExpertKey
+from .direct import DirectReads, Preadv
 from .files import CheckpointFiles
 
-Preadv = Callable[[int, Sequence[memoryview], int], int]
-
-_BLOCK_BYTES = 1024 * 1024  # of direct reads whose place or size is not aligned, per thread
 _MAX_VIEWS = 512  # below every platform's IOV_MAX
 
 
 @dataclass(frozen=True)
 class Read:
-    """Fill the byte view `into` from `offset` of the file `path`, on behalf of an expert."""
+    """Fill the byte views `into`, one after the other, from `offset` of `path`, for an expert.
+
+    With a `checksum`, which is the CRC-32 of all of it, the read fails where that is another.
+    """
 
     key: ExpertKey
     path: Path
     offset: int
-    into: memoryview
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Reads that are neighbours in one file, done by one system call. Never empty."""
-
-    reads: tuple[Read, ...]
+    into: tuple[memoryview, ...]
+    checksum: int | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(read.into.nbytes for read in self.reads)
+        """The bytes to read."""
+        return sum(view.nbytes for view in self.into)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one system call reads: of one read, of neighbours in one file, or a part of one."""
+
+    key: ExpertKey
+    path: Path
+    offset: int
+    views: tuple[memoryview, ...]
+    nbytes: int
 
 
 class _StopWatch:
@@ -68,56 +71,63 @@ class _StopWatch:
 
 
 class ReadBatch:
-    """Reads under way that belong together. After `wait` or `close` none touches its view."""
+    """Reads under way that belong together. After `wait` or `close` none touches its views."""
 
-    def __init__(self, read: Callable[[_Run], int]) -> None:
-        """Start nothing yet: `submit` does."""
+    def __init__(self, read: Callable[[Run], int], reads: Sequence[Read], num_runs: int) -> None:
+        """Start nothing: whoever calls `do` with each of the runs of `reads` does."""
         self._read = read
+        self._checked = [item for item in reads if item.checksum is not None]
         self._change = threading.Condition()
+        self._num_left = num_runs
         self._num_active = 0
+        self._num_bytes = 0
         self._closed = False
-        self._futures: list[Future[int]] = []
+        self._error: BaseException | None = None
 
-    def submit(self, pool: ThreadPoolExecutor, shares: Sequence[Sequence[_Run]]) -> None:
-        """Have `shares` done by the threads of a pool; nothing is under way when this raises."""
+    def do(self, run: Run) -> None:
+        """Do a run, unless the batch is closed or another run has failed. For reader threads."""
+        with self._change:
+            if self._closed:
+                return
+            self._num_active += 1
+        done, failure = 0, None
         try:
-            for share in shares:
-                self._futures.append(pool.submit(self._run, share))
-        except BaseException:
-            self.close()
-            raise
+            done = self._read(run)
+        except BaseException as error:  # noqa: BLE001 - `wait` raises it again
+            failure = error
+        with self._change:
+            self._num_active -= 1
+            self._num_left -= 1
+            self._num_bytes += done
+            if failure is not None:
+                self._error, self._closed = failure, True
+            if self._num_left == 0 or self._closed:
+                self._change.notify_all()
 
     @property
     def done(self) -> bool:
         """Whether every read has ended, well or not."""
-        return all(future.done() for future in self._futures)
+        return self._num_left == 0 or self._error is not None
 
     def wait(self) -> int:
         """Block until the reads are done; return the bytes read.
 
         Raises:
-            ExpertReadError: one of the reads failed, after its retries.
+            ExpertReadError: one of the reads failed, after its retries, or a checksum is wrong.
         """
         try:
-            return sum(future.result() for future in self._futures)
+            with self._change:
+                self._change.wait_for(lambda: self.done)
         except BaseException:
             self.close()
             raise
-        finally:
-            self._futures.clear()  # an error's traceback would keep them, and they the error
-
-    def _run(self, runs: Sequence[_Run]) -> int:
-        """Do `runs` one after the other, none when the batch is closed; return the bytes read."""
-        with self._change:
-            if self._closed:
-                return 0
-            self._num_active += 1
-        try:
-            return sum(self._read(run) for run in runs)
-        finally:
-            with self._change:
-                self._num_active -= 1
-                self._change.notify_all()
+        if self._error is not None:
+            self.close()
+            error, self._error = self._error, None  # its traceback holds this batch
+            raise error
+        while self._checked:
+            _check(self._checked.pop())
+        return self._num_bytes
 
     def close(self) -> None:
         """Let no run start any more and wait for those that have, whatever interrupts."""
@@ -132,7 +142,7 @@ class ReadBatch:
 
 
 class ExpertReader:
-    """A pool of reader threads over a set of open files."""
+    """Reader threads over a set of open files."""
 
     def __init__(
         self, files: CheckpointFiles, options: ReadOptions, preadv: Preadv = os.preadv
@@ -141,16 +151,37 @@ class ExpertReader:
         self._files = files
         self._options = options
         self.preadv = preadv
-        self._of_thread = threading.local()
+        self._direct = DirectReads()
         self._watch = _StopWatch()
-        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="expert-reader")
+        self._work: SimpleQueue[tuple[ReadBatch, Run] | None] = SimpleQueue()
+        self._num_threads = 0
 
     def start(self, reads: Sequence[Read]) -> ReadBatch:
         """Start all `reads`, many at a time, behind those that were started before."""
-        batch = ReadBatch(self._read)
         runs = coalesce(reads, self._options.split_bytes)
-        batch.submit(self._pool, _balance(runs, self._options.num_threads))
+        batch = ReadBatch(self._read, reads, len(runs))
+        self._start_threads()
+        try:
+            for run in runs:
+                self._work.put((batch, run))
+        except BaseException:
+            batch.close()
+            raise
         return batch
+
+    def _start_threads(self) -> None:
+        """Start the threads that are missing, as far as the system lets us."""
+        while self._num_threads < self._options.num_threads:
+            thread = threading.Thread(
+                target=_serve_forever, args=(self._work,), name="expert-reader", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                if self._num_threads == 0:
+                    raise
+                return
+            self._num_threads += 1
 
     @property
     def busy_s(self) -> float:
@@ -163,11 +194,11 @@ class ExpertReader:
         The garbage collector may call it in any thread, also in one that is being started and
         holds the interpreter's locks: waiting for a thread would then be a deadlock.
         """
-        self._pool.shutdown(wait=False)
+        for _ in range(self._num_threads):
+            self._work.put(None)
 
-    def _read(self, run: _Run) -> int:
+    def _read(self, run: Run) -> int:
         """Read one run, again after a failure; return its bytes."""
-        first = run.reads[0]
         reason = ""
         for _ in range(1 + self._options.num_retries):
             try:
@@ -176,30 +207,23 @@ class ExpertReader:
             except OSError as error:
                 reason = error.strerror or str(error)
                 continue
-            if self._files.changed(first.path):
+            if self._files.changed(run.path):
                 reason = "the file changed after it was opened"
                 break
             if done == run.nbytes:
                 return done
             reason = f"the file ends after {done} of {run.nbytes} bytes"
-        raise ExpertReadError(
-            reason,
-            layer=first.key.layer,
-            expert=first.key.expert,
-            path=first.path,
-            offset=first.offset,
-        )
+        raise _error(run, reason)
 
-    def _fill(self, run: _Run) -> int:
+    def _fill(self, run: Run) -> int:
         """Read until the views are full or the file ends; return the bytes read."""
-        path, offset = run.reads[0].path, run.reads[0].offset
-        descriptor = self._files.descriptor(path)
-        views = [read.into for read in run.reads]
-        if self._files.needs_alignment(path):
-            return self._fill_directly(descriptor, offset, views)
+        descriptor = self._files.descriptor(run.path)
+        if self._files.needs_alignment(run.path):
+            return self._direct.fill(self.preadv, descriptor, run.offset, run.views)
+        views = list(run.views)
         done = 0
         while views:
-            count = self.preadv(descriptor, views, offset + done)
+            count = self.preadv(descriptor, views, run.offset + done)
             if count == 0:
                 break
             done += count
@@ -209,138 +233,76 @@ class ExpertReader:
                 views[0] = views[0][count:]
         return done
 
-    def _fill_directly(self, descriptor: int, offset: int, views: Sequence[memoryview]) -> int:
-        """Read whole blocks: straight into the views where file and memory are in step.
 
-        The blocks that a view shares with others, and all of a view out of step, go through memory
-        of this thread.
-        """
-        end = offset + sum(view.nbytes for view in views)
-        block = memoryview(self._block_of_thread())
-        parts, shared = _direct_parts(offset, views, block)
-        if parts and self.preadv(descriptor, parts, _floor(offset)) >= end - _floor(offset):
-            for start, part in shared:
-                _scatter(start, part, offset, views)
-            return end - offset
-        done = 0
-        while offset + done < end:
-            start = _floor(offset + done)
-            wanted = min(_ceil(end) - start, _BLOCK_BYTES)
-            stop = min(start + self.preadv(descriptor, [block[:wanted]], start), end)
-            if stop <= offset + done:
-                break
-            _scatter(start, block[: stop - start], offset, views)
-            done = stop - offset
-        return done
-
-    def _block_of_thread(self) -> mmap.mmap:
-        if not hasattr(self._of_thread, "block"):
-            self._of_thread.block = mmap.mmap(-1, _BLOCK_BYTES)  # anonymous memory is aligned
-        block: mmap.mmap = self._of_thread.block
-        return block
+def _serve_forever(work: "SimpleQueue[tuple[ReadBatch, Run] | None]") -> None:
+    """Do runs as they come, until there is a None."""
+    while (item := work.get()) is not None:
+        batch, run = item
+        batch.do(run)
+        del item, batch, run  # hold no slots while there is nothing to do
 
 
-def _floor(offset: int) -> int:
-    return offset // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
-
-
-def _ceil(offset: int) -> int:
-    return -(-offset // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
-
-
-def _direct_parts(
-    offset: int, views: Sequence[memoryview], block: memoryview
-) -> tuple[list[memoryview], list[tuple[int, memoryview]]]:
-    """Return what one direct read from `offset` fills, and the pieces of `block` among it.
-
-    Each piece comes with the place in the file that it is read from. There are no parts where a
-    view is out of step with the file, or `block` is too small.
-    """
-    parts: list[memoryview] = []
-    shared: list[tuple[int, memoryview]] = []
-    position, used = _floor(offset), 0
-    ends = [*itertools.accumulate((view.nbytes for view in views), initial=offset)]
-    inner = [
-        (_ceil(start), _floor(start + view.nbytes), start, view)
-        for start, view in zip(ends, views, strict=False)
-    ]
-    for first, last, start, view in [*inner, (_ceil(ends[-1]), 0, 0, None)]:
-        if view is not None and (first >= last or not _in_step(start, view)):
-            if first < last:
-                return [], []
-            continue
-        if first > position:
-            if used + first - position > block.nbytes:
-                return [], []
-            piece = block[used : used + first - position]
-            parts.append(piece)
-            shared.append((position, piece))
-            used += piece.nbytes
-        if view is not None:
-            parts.append(view[first - start : last - start])
-        position = last
-    return parts, shared
-
-
-def _in_step(offset: int, view: memoryview) -> bool:
-    """Return whether a place in a file and one in memory are at the same point of a block."""
-    address = np.frombuffer(view, np.uint8).ctypes.data
-    return (offset - address) % DIRECT_ALIGNMENT == 0
-
-
-def _scatter(start: int, source: memoryview, offset: int, views: Sequence[memoryview]) -> None:
-    """Copy `source`, which lies at `start` in the file, to where it belongs in the views."""
-    for view in views:
-        first, last = max(start, offset), min(start + source.nbytes, offset + view.nbytes)
-        if first < last:
-            target = np.frombuffer(view, np.uint8)
-            target[first - offset : last - offset] = np.frombuffer(source, np.uint8)[
-                first - start : last - start
-            ]
-        offset += view.nbytes
-
-
-def coalesce(reads: Sequence[Read], split_bytes: int) -> list[_Run]:
-    """Return the reads as runs of at most `split_bytes`: neighbours joined, large ones split."""
-    runs: list[_Run] = []
-    pending: list[Read] = []
-    pending_bytes = 0
-    for read in sorted(_split(reads, split_bytes), key=lambda read: (read.path, read.offset)):
-        joins = (
-            pending
-            and pending[-1].path == read.path
-            and pending[-1].offset + pending[-1].into.nbytes == read.offset
-            and pending_bytes + read.into.nbytes <= split_bytes
-            and len(pending) < _MAX_VIEWS
+def _check(read: Read) -> None:
+    checksum = 0
+    for view in read.into:
+        checksum = zlib.crc32(view, checksum)
+    if checksum != read.checksum:
+        raise _error(
+            read,
+            f"its checksum is {checksum:08x} and should be {read.checksum:08x}: run "
+            "mlx-flash pack --check on the model",
         )
-        if pending and not joins:
-            runs.append(_Run(tuple(pending)))
-            pending, pending_bytes = [], 0
-        pending.append(read)
-        pending_bytes += read.into.nbytes
-    if pending:
-        runs.append(_Run(tuple(pending)))
+
+
+def _error(what: Read | Run, reason: str) -> ExpertReadError:
+    return ExpertReadError(
+        reason,
+        layer=what.key.layer,
+        expert=what.key.expert,
+        path=what.path,
+        offset=what.offset,
+    )
+
+
+def coalesce(reads: Sequence[Read], split_bytes: int) -> list[Run]:
+    """Return the reads as runs of at most `split_bytes`: neighbours joined, large ones split."""
+    runs: list[Run] = []
+    pieces = [run for read in reads for run in _split(read, split_bytes)]
+    for piece in sorted(pieces, key=lambda run: (run.path, run.offset)):
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.offset + last.nbytes == piece.offset
+            and last.nbytes + piece.nbytes <= split_bytes
+            and len(last.views) + len(piece.views) <= _MAX_VIEWS
+            and last.path == piece.path
+        ):
+            views, nbytes = last.views + piece.views, last.nbytes + piece.nbytes
+            runs[-1] = Run(last.key, last.path, last.offset, views, nbytes)
+        else:
+            runs.append(piece)
     return runs
 
 
-def _split(reads: Sequence[Read], split_bytes: int) -> list[Read]:
-    """Return the reads with those above `split_bytes` cut into equal parts, page by page."""
-    parts = []
-    for read in reads:
-        count = -(-read.into.nbytes // split_bytes)
-        step = -(-read.into.nbytes // max(count, 1) // 4096) * 4096 or 4096
-        for start in range(0, read.into.nbytes, step):
-            view = read.into[start : start + step]
-            parts.append(Read(read.key, read.path, read.offset + start, view))
-    return parts
+def _split(read: Read, split_bytes: int) -> list[Run]:
+    """Return a read as runs of at most `split_bytes`, about equal and cut at pages of memory."""
+    nbytes = read.nbytes
+    if nbytes <= split_bytes:
+        return [Run(read.key, read.path, read.offset, read.into, nbytes)]
+    step = -(-nbytes // -(-nbytes // split_bytes) // 4096) * 4096
+    return [
+        Run(read.key, read.path, read.offset + start, views, sum(view.nbytes for view in views))
+        for start in range(0, nbytes, step)
+        for views in [_slice(read.into, start, start + step)]
+    ]
 
 
-def _balance(runs: Sequence[_Run], num_shares: int) -> list[list[_Run]]:
-    """Return the runs dealt into at most `num_shares` lists of about equal bytes, none empty."""
-    shares: list[list[_Run]] = [[] for _ in range(min(num_shares, len(runs)))]
-    loads = [0] * len(shares)
-    for run in sorted(runs, key=lambda run: -run.nbytes):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(run)
-        loads[lightest] += run.nbytes
-    return shares
+def _slice(views: Sequence[memoryview], start: int, stop: int) -> tuple[memoryview, ...]:
+    """Return the bytes from `start` to `stop` of all views together."""
+    parts, position = [], 0
+    for view in views:
+        first, last = max(start - position, 0), min(stop - position, view.nbytes)
+        if first < last:
+            parts.append(view[first:last])
+        position += view.nbytes
+    return tuple(parts)

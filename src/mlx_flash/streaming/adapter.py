@@ -3,8 +3,10 @@
 `tests/test_adapter.py` holds the contract that each of these names must keep.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -30,7 +32,14 @@ from mlx_lm.models.switch_layers import (
 )
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
-from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
+from mlx_lm.utils import (
+    _get_classes,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quantize_model,
+    save_config,
+)
 
 from ..errors import UnsupportedModelError
 from ..kernels.activations import Activation
@@ -52,15 +61,19 @@ class LazyModel:
     """A model none of whose weights has been read.
 
     `in_place` says which parameters are tensors of the checkpoint just as they are stored, under
-    the same name; the others were renamed or computed while loading.
+    the same name; the others were renamed or computed while loading. `config` is as mlx-lm
+    understood it.
     """
 
     model: Module
     in_place: frozenset[str]
+    config: dict[str, Any]
 
 
-def load_lazily(folder: Path) -> LazyModel:
+def load_lazily(folder: Path, elsewhere: Mapping[str, mx.array] | None = None) -> LazyModel:
     """Return the mlx-lm model in `folder` without reading its weights.
+
+    `elsewhere` are tensors that are not in the shards that mlx-lm reads.
 
     Raises:
         UnsupportedModelError: mlx-lm has no such model type, or its loader refuses the folder.
@@ -72,14 +85,14 @@ def load_lazily(folder: Path) -> LazyModel:
 
         def build(args: Any) -> Any:
             model = model_class(args)
-            model.sanitize = _recording(model, loaded)
+            model.sanitize = _recording(model, loaded, elsewhere or {})
             return model
 
         return build, args_class
 
     model: Module
     try:
-        model, _ = load_model(
+        model, config = load_model(
             folder,
             lazy=True,
             get_model_classes=classes,
@@ -89,7 +102,26 @@ def load_lazily(folder: Path) -> LazyModel:
         raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
     delattr(model, "sanitize")  # the recording one; the class has its own
     in_place = {name for name, array in parameters(model).items() if loaded.get(name) is array}
-    return LazyModel(model, frozenset(in_place))
+    return LazyModel(model, frozenset(in_place), config)
+
+
+def quantize_lazily(lazy: LazyModel, bits: int, group_size: int, mode: str) -> LazyModel:
+    """Return the model with weights that will be quantized when they are read, as mlx-lm does it.
+
+    Raises:
+        UnsupportedModelError: mlx-lm refuses, for a width that the group size does not divide.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for people
+            model, config = quantize_model(lazy.model, lazy.config, group_size, bits, mode)
+    except _ANYTHING as error:
+        raise UnsupportedModelError(f"mlx-lm cannot quantize the model: {_line(error)}") from error
+    return LazyModel(model, frozenset(), config)
+
+
+def write_config(config: dict[str, Any], path: Path) -> None:
+    """Write a model's config as mlx-lm reads it."""
+    save_config(dict(config), path, keep_vision_config=True)
 
 
 def check_supported(folder: Path) -> None:
@@ -169,11 +201,12 @@ def tokens_after(
         yield int(token)
 
 
-def _recording(model: Any, loaded: dict[str, mx.array]) -> Any:
-    """Return the model's `sanitize` that also notes in `loaded` the arrays it is given."""
+def _recording(model: Any, loaded: dict[str, mx.array], elsewhere: Mapping[str, mx.array]) -> Any:
+    """Return the model's `sanitize`, given what is `elsewhere` too, that notes in `loaded` all."""
     sanitize = model.sanitize if hasattr(model, "sanitize") else dict
 
     def record(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights.update(elsewhere)
         loaded.update(weights)
         result: dict[str, mx.array] = sanitize(weights)
         return result
@@ -330,6 +363,13 @@ def replace_module(model: Module, path: str, module: Module) -> None:
         parent[int(name)] = module
     else:
         parent[name] = module
+
+
+def take_parameter(model: Module, path: str) -> mx.array:
+    """Remove a parameter from a model and return it: its memory is the caller's to free."""
+    parent, name = parent_of(model, path), path.rpartition(".")[2]
+    array: mx.array = parent.pop(int(name) if isinstance(parent, list) else name)
+    return array
 
 
 def cache_bytes(model: Module, num_tokens: int) -> int:

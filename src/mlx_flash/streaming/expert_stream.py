@@ -44,6 +44,7 @@ class ExpertStream:
         self.layouts = tuple(layouts)
         self.lock = threading.Lock()
         self.overlap_bytes = read_options.overlap_bytes
+        self._verify = read_options.verify
         self.counters = StreamCounters()
         self.cache = ExpertCache(
             [layout.num_experts for layout in layouts], capacities, POLICIES[cache_options.policy]
@@ -63,14 +64,7 @@ class ExpertStream:
 
     def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
         """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
-        return self.reader.start(
-            [
-                Read(ExpertKey(layer, expert), span.path, span.offset, into.view(tensor.name, slot))
-                for expert, slot in experts.items()
-                for tensor in self.layouts[layer].tensors
-                for span in [tensor.span(expert)]
-            ]
-        )
+        return self.reader.start(reads_of(self.layouts[layer], experts, into, self._verify))
 
     @property
     def slot_bytes(self) -> int:
@@ -81,6 +75,21 @@ class ExpertStream:
     def expert_bytes(self) -> int:
         """Bytes of all experts of all layers on disk."""
         return sum(layout.num_experts * layout.expert_bytes for layout in self.layouts)
+
+
+def reads_of(
+    layout: ExpertLayout, experts: Mapping[int, int], into: SlotPool, verify: bool = False
+) -> list[Read]:
+    """Return the reads that fill the slots of `experts` (expert -> slot)."""
+    reads = []
+    for expert, slot in experts.items():
+        key = ExpertKey(layout.layer, expert)
+        checksum = layout.checksums[expert] if verify and layout.checksums else None
+        for piece in layout.pieces:
+            views = tuple(into.view(name, slot) for name in piece.tensors)
+            offset = piece.offset + expert * piece.stride
+            reads.append(Read(key, piece.path, offset, views, checksum))
+    return reads
 
 
 def _sweeps(layouts: Sequence[ExpertLayout]) -> list[SlotPool]:

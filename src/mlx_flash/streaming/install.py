@@ -1,20 +1,24 @@
 """Puts streaming twins into a model: finds its experts in the checkpoint and replaces them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from ..config import CacheOptions, ReadOptions
 from ..errors import UnsupportedModelError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout, stacked_layout
+from ..store.files import CheckpointFiles
+from ..store.reader import ExpertReader
 from . import adapter
-from .expert_stream import ExpertStream
+from .expert_stream import ExpertStream, reads_of
 from .layer_stream import LayerStream
-from .slots import type_name
+from .slots import SlotPool, dtype_named, type_name
 from .switch import ResidentStacks, ResidentSwitch, StreamedSwitch, on_places
 
 if TYPE_CHECKING:
@@ -48,15 +52,42 @@ def survey(
             for name, projection in adapter.projections(switch).items()
             for tensor, array in adapter.parameters(projection).items()
         }
-        layout = stacked_layout(checkpoint.tensors, layer, path, wanted)
+        layout = _layout(checkpoint, layer, path, wanted)
         for name in wanted:
             if in_place is not None and f"{path}.{name}" not in in_place:
                 raise UnsupportedModelError(
                     f"mlx-lm rewrites {path}.{name} while it loads, so it cannot be read in place; "
-                    "convert the model with mlx_lm.convert first."
+                    "convert the model with mlx-flash pack first."
                 )
         sites.append(SwitchSite(path, switch, layout))
     return sites
+
+
+def _layout(
+    checkpoint: Checkpoint,
+    layer: int,
+    path: str,
+    wanted: Mapping[str, tuple[tuple[int, ...], str]],
+) -> ExpertLayout:
+    """Return the layout of the experts at `path`: packed where they are, otherwise stacked."""
+    packed = checkpoint.packed.get(path)
+    if packed is None:
+        return stacked_layout(checkpoint.tensors, layer, path, wanted)
+    if {name: (stack.shape, stack.dtype) for name, stack in packed.stacks.items()} != wanted:
+        raise UnsupportedModelError(f"{packed.path} does not hold what the model expects: pack it.")
+    return packed.layout(layer)
+
+
+def packed_stacks(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """Return a stand-in for each stack of experts in the packed store, for mlx-lm to load.
+
+    They have the right names, shapes and types, take no memory, and must never be evaluated.
+    """
+    return {
+        stack.name: mx.zeros(stack.shape, dtype_named(stack.dtype, stack.name))
+        for layer in checkpoint.packed.values()
+        for stack in layer.stacks.values()
+    }
 
 
 def expert_formats(sites: Sequence[SwitchSite], kernels: "CpuKernels") -> list[str]:
@@ -97,6 +128,25 @@ def install(
             block = adapter.routing_block(model, site.path)
             twin.layer_stream.guess_next = stream.prefetcher.between(block, following)
     return stream
+
+
+def read_packed_experts(sites: Sequence[SwitchSite], read_options: ReadOptions) -> None:
+    """Give the switch of every site all its experts, read from the packed store.
+
+    Raises:
+        FormatError, ExpertReadError: a file cannot be opened or read.
+    """
+    stamps = {path: stamp for site in sites for path, stamp in site.layout.files.items()}
+    with contextlib.closing(CheckpointFiles(stamps)) as files:
+        reader = ExpertReader(files, read_options)
+        with contextlib.closing(reader):
+            for site in sites:
+                pool = SlotPool(site.layout, site.layout.num_experts)
+                experts = {expert: expert for expert in range(site.layout.num_experts)}
+                reader.start(reads_of(site.layout, experts, pool)).wait()
+                for name, projection in adapter.projections(site.switch).items():
+                    for tensor in adapter.parameters(projection):
+                        projection[tensor] = pool.arrays[f"{name}.{tensor}"]
 
 
 def install_resident(model: Module, sites: Sequence[SwitchSite], kernels: "CpuKernels") -> None:

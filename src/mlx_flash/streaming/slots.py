@@ -50,14 +50,11 @@ class SlotPool:
         start = -address_of(slab) % SLOT_ALIGNMENT
         step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
         for tensor in layout.tensors:
-            if tensor.dtype not in DTYPES:
-                raise UnsupportedModelError(
-                    f"{layout.prefix}.{tensor.name} is stored as {tensor.dtype}, which MLX has not."
-                )
+            dtype = dtype_named(tensor.dtype, f"{layout.prefix}.{tensor.name}")
             first = start + (tensor.phase if tensor.phase % step == 0 else 0)
             nbytes = -(-capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
             words = slab[first // _WORD_BYTES : (first + nbytes) // _WORD_BYTES]
-            stack = _stack(words, tensor, capacity)
+            stack = _stack(words, tensor, capacity, dtype)
             mx.eval(words, stack)
             assert address_of(stack) == address_of(words), (
                 "MLX copied slots instead of sharing them"
@@ -83,16 +80,27 @@ def new_slab(num_bytes: int) -> mx.array:
     return slab
 
 
-def _stack(words: mx.array, tensor: ExpertTensor, capacity: int) -> mx.array:
+def _stack(words: mx.array, tensor: ExpertTensor, capacity: int, dtype: mx.Dtype) -> mx.array:
     """Return the first bytes of `words` as a stack of `capacity` tensors, sharing memory.
 
     Widths are split off before the type changes: an axis of MLX holds less than 2^31 elements.
     """
-    dtype, shape = DTYPES[tensor.dtype], (capacity, *tensor.shape)
+    shape = (capacity, *tensor.shape)
     if tensor.nbytes % _WORD_BYTES == 0:
         per_slot = tensor.nbytes // _WORD_BYTES
         return words[: capacity * per_slot].reshape(capacity, per_slot).view(dtype).reshape(shape)
     return words.view(dtype)[: math.prod(shape)].reshape(shape)
+
+
+def dtype_named(name: str, tensor: str) -> mx.Dtype:
+    """Return the MLX type that `tensor` is stored in, by its safetensors name.
+
+    Raises:
+        UnsupportedModelError: MLX has no such type.
+    """
+    if name not in DTYPES:
+        raise UnsupportedModelError(f"{tensor} is stored as {name}, which MLX has not.")
+    return DTYPES[name]
 
 
 def type_name(dtype: mx.Dtype) -> str:

@@ -1,0 +1,73 @@
+"""`mlx-flash pack`: a model whose experts are read in one piece each."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from ..config import QUANTIZATIONS, QuantizeOptions
+from ..errors import OptionError
+from .options import AsJson
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub id.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The folder to write: new, empty, or a pack to go on with."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--check", help="Read every record of MODEL, which is packed.")
+    ] = False,
+    bits: Annotated[int | None, typer.Option(help="Quantize to so many bits on the way.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale. Default: that of the mode.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help=f"How to quantize: {', '.join(QUANTIZATIONS)}.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write MODEL to OUT so that each expert is one read; go on where one was interrupted.
+
+    MODEL may be any that mlx-lm loads, its experts stored one by one too. It needs the memory of
+    one layer.
+    """
+    if verify == (out is not None):
+        raise OptionError("give MODEL and OUT to pack a model, or a packed MODEL and --check.")
+    sizes = QuantizeOptions(bits=bits, group_size=group_size, mode=mode).sizes
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with Progress(*columns, console=notes) as bar:
+        task = bar.add_task("", total=None)
+
+        def on_bytes(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        from ..engine.find import find_model
+        from ..engine.pack import check, pack
+        from ..kernels.reference import Quantization
+
+        folder = find_model(model)
+        num_records = None
+        if out is None:
+            num_records = check(folder, on_bytes)
+        else:
+            pack(folder, out, Quantization(*sizes) if sizes else None, on_bytes)
+    if as_json:
+        report = {"records": num_records} if out is None else {"folder": str(out)}
+        sys.stdout.write(json.dumps(report) + "\n")
+    elif out is None:
+        notes.print(f"all {num_records} records are as they were written.")
+    else:
+        notes.print(f"packed: mlx-flash generate {out} -p ...")

@@ -1,0 +1,314 @@
+"""Writes a model into the packed store, and checks one: expert by expert, in bounded memory."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from ..errors import FormatError, OptionError, PackError, UnsupportedModelError
+from ..formats.checkpoint import PACK_RECORD, Checkpoint, read_json_object
+from ..formats.packed import (
+    PackedLayer,
+    in_record_order,
+    packed_header,
+    packed_name,
+    record_bytes,
+)
+from ..formats.safetensors import NewTensor, header_of
+from ..kernels.reference import Quantization
+from ..planner.memory import gigabytes
+from ..streaming import adapter
+from ..streaming.slots import type_name
+
+_SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
+_COPIED = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".md"}
+_NOT_COPIED = {"config.json", "model.safetensors.index.json", "hf_quant_config.json", PACK_RECORD}
+_PARTIAL = ".partial"
+
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _NewFile:
+    """A file of the pack: a shard with its `tensors`, or a layer with those of one expert."""
+
+    name: str
+    tensors: tuple[NewTensor, ...]
+    prefix: str = ""
+    num_experts: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        return self.num_experts * record_bytes(self.tensors) if self.prefix else _sum(self.tensors)
+
+
+@dataclass
+class _Meter:
+    """Counts bytes for a progress bar."""
+
+    total: int
+    on_bytes: OnBytes
+    done: int = field(default=0)
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        self.on_bytes(self.done, self.total)
+
+
+def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes: OnBytes) -> None:
+    """Write the model in `source` to the folder `target`, its experts in the packed store.
+
+    Whatever mlx-lm loads can be packed, with experts stored one by one too. `quantization` also
+    quantizes, as mlx-lm does. Holds the weights of one layer in memory, and never more. Each file
+    gets its name when it is complete: what was interrupted goes on with the first that is not.
+    `on_bytes(done, of)` is called as it writes.
+
+    Raises:
+        OptionError: `target` holds something else, or the model is packed or quantized already.
+        PackError: the disk is full, or cannot be written.
+        FormatError, ModelNotFoundError, UnsupportedModelError: `source` is no sound checkpoint.
+    """
+    checkpoint = Checkpoint.open(source)
+    if checkpoint.packed:
+        raise OptionError(f"{source} is packed already: use it as it is.")
+    lazy = adapter.load_lazily(source)
+    if quantization is not None:
+        if "quantization" in lazy.config:
+            raise OptionError(f"{source} is quantized already: leave --bits and --mode out.")
+        lazy = adapter.quantize_lazily(
+            lazy, quantization.bits, quantization.group_size, quantization.mode
+        )
+    files = _plan_files(lazy.model)
+    _claim(target, _identity(checkpoint, quantization), files)
+    missing = [file for file in files if not (target / file.name).exists()]
+    _check_room(target, sum(file.nbytes for file in missing))
+    meter = _Meter(sum(file.nbytes for file in files), on_bytes)
+    for file in files:
+        if file not in missing:
+            meter.add(file.nbytes)
+            continue
+        with _new_file(target / file.name) as out:
+            if file.prefix:
+                _write_layer(out, file, lazy.model, meter)
+            else:
+                _write_shard(out, file, lazy.model, meter)
+        mx.clear_cache()
+    _copy_others(source, target)
+    with _translated(target):
+        partial = target / f"config.json{_PARTIAL}"
+        adapter.write_config(lazy.config, partial)
+        partial.replace(target / "config.json")
+
+
+def check(folder: Path, on_bytes: OnBytes) -> int:
+    """Read every record of a packed model; return how many there are.
+
+    Raises:
+        FormatError: a record is not what was written, or a file is no packed layer.
+        OptionError: the model is not packed.
+    """
+    layers = Checkpoint.open(folder).packed.values()
+    if not layers:
+        raise OptionError(f"{folder} is not packed: there is nothing to check.")
+    total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
+    meter = _Meter(total, on_bytes)
+    damaged = [damage for layer in layers for damage in _damage(layer, meter)]
+    if damaged:
+        path, expert, offset = damaged[0]
+        raise FormatError(
+            f"{len(damaged)} of {sum(layer.num_experts for layer in layers)} records are damaged, "
+            f"the first is expert {expert} in {path} at offset {offset}: delete "
+            f"{', '.join(sorted({path.name for path, _, _ in damaged}))} and run mlx-flash pack "
+            "again, which writes what is missing.",
+            path,
+            offset,
+        )
+    return sum(layer.num_experts for layer in layers)
+
+
+def _damage(layer: PackedLayer, meter: _Meter) -> Iterator[tuple[Path, int, int]]:
+    """Yield the file, expert and offset of each record whose checksum is wrong."""
+    nbytes = record_bytes(layer.tensors)
+    try:
+        with layer.path.open("rb") as file:
+            for expert, checksum in enumerate(layer.checksums):
+                offset = layer.offset + expert * nbytes
+                file.seek(offset)
+                if zlib.crc32(file.read(_sum(layer.tensors))) != checksum:
+                    yield layer.path, expert, offset
+                meter.add(nbytes)
+    except OSError as error:
+        raise FormatError(
+            f"cannot read {layer.path}: {error.strerror or error}.", layer.path
+        ) from error
+
+
+def _sum(tensors: Sequence[NewTensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _plan_files(model: Module) -> list[_NewFile]:
+    """Return the files of a pack: shards of what is no expert, then one for each layer."""
+    switches = adapter.find_switches(model)
+    if not switches:
+        raise UnsupportedModelError("the model has no experts to pack.")
+    experts = {
+        f"{path}.{name}.{tensor}"
+        for path, switch in switches
+        for name, projection in adapter.projections(switch).items()
+        for tensor in adapter.parameters(projection)
+    }
+    shards: list[list[NewTensor]] = [[]]
+    for name, array in adapter.parameters(model).items():
+        if name in experts:
+            continue
+        tensor = NewTensor(name, type_name(array.dtype), tuple(array.shape))
+        if shards[-1] and _sum(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(tensor)
+    files = [
+        _NewFile(f"model-{number:05d}-of-{len(shards):05d}.safetensors", tuple(shard))
+        for number, shard in enumerate(shards, start=1)
+    ]
+    for layer, (path, switch) in enumerate(switches):
+        stacks = {
+            f"{name}.{tensor}": array
+            for name, projection in adapter.projections(switch).items()
+            for tensor, array in adapter.parameters(projection).items()
+        }
+        tensors = in_record_order(
+            [
+                NewTensor(name, type_name(array.dtype), tuple(array.shape[1:]))
+                for name, array in stacks.items()
+            ]
+        )
+        num_experts = next(iter(stacks.values())).shape[0]
+        files.append(_NewFile(packed_name(layer), tuple(tensors), path, num_experts))
+    return files
+
+
+def _identity(checkpoint: Checkpoint, quantization: Quantization | None) -> str:
+    """Return what a pack is made of: a digest of the source's files and of the options."""
+    stamps = {entry.path.name: entry.stamp for entry in checkpoint.tensors.values()}
+    facts = {
+        "config": checkpoint.config,
+        "files": {name: (stamp.size, stamp.mtime_ns) for name, stamp in sorted(stamps.items())},
+        "quantization": str(quantization),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _claim(target: Path, identity: str, files: Sequence[_NewFile]) -> None:
+    """Make `target` the folder of this pack, or see that it is already.
+
+    Raises:
+        OptionError: there is something else in it.
+    """
+    record = target / PACK_RECORD
+    with _translated(target):
+        if record.is_file():
+            if read_json_object(record).get("source") != identity:
+                raise OptionError(
+                    f"{target} holds a pack of another model, of another version of it, or with "
+                    "other options: give a new folder."
+                )
+            return
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise OptionError(f"{target} is not empty: give a new folder.")
+        target.mkdir(parents=True, exist_ok=True)
+        with _new_file(record) as out:
+            claim = {"source": identity, "files": [file.name for file in files]}
+            out.write(json.dumps(claim).encode())
+
+
+def _check_room(target: Path, nbytes: int) -> None:
+    """Raise PackError when the disk has no room for so many bytes."""
+    free = shutil.disk_usage(target).free
+    if free < nbytes:
+        raise PackError(
+            f"{target} needs {gigabytes(nbytes)} and its disk has {gigabytes(free)} free: make "
+            "room, or give a folder elsewhere."
+        )
+
+
+def _write_layer(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) -> None:
+    """Write the records of a layer, tensor by tensor, and drop the layer's weights."""
+    checksums = [0] * file.num_experts
+    header = packed_header(file.prefix, file.tensors, checksums)
+    out.truncate(len(header) + file.nbytes)
+    start = len(header)
+    for tensor in file.tensors:
+        stack = adapter.take_parameter(model, f"{file.prefix}.{tensor.name}")
+        mx.eval(stack)
+        for expert in range(file.num_experts):
+            piece = _bytes_of(stack[expert])
+            out.seek(start + expert * record_bytes(file.tensors))
+            out.write(piece)
+            checksums[expert] = zlib.crc32(piece, checksums[expert])
+            meter.add(tensor.nbytes)
+        start += tensor.nbytes
+    out.seek(0)
+    out.write(packed_header(file.prefix, file.tensors, checksums))
+    meter.add(file.nbytes - file.num_experts * _sum(file.tensors))
+
+
+def _write_shard(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) -> None:
+    """Write parameters as stock safetensors, and drop them."""
+    out.write(header_of(file.tensors, {"format": "mlx"}, 16))
+    for tensor in file.tensors:
+        out.write(_bytes_of(adapter.take_parameter(model, tensor.name)))
+        meter.add(tensor.nbytes)
+
+
+def _bytes_of(array: mx.array) -> memoryview:
+    """Return the bytes of an array in row order; evaluates it."""
+    flat = mx.contiguous(array).reshape(-1)
+    if flat.size == 0:
+        return memoryview(b"")
+    return memoryview(flat.view(mx.uint8))  # type: ignore[arg-type]
+
+
+def _copy_others(source: Path, target: Path) -> None:
+    """Copy what is no weight and no config: the tokenizer, templates, licences."""
+    with _translated(target):
+        for file in sorted(source.iterdir()):
+            wanted = file.suffix in _COPIED or file.name.startswith("LICENSE")
+            if wanted and file.is_file() and file.name not in _NOT_COPIED:
+                with _new_file(target / file.name) as out, file.open("rb") as original:
+                    shutil.copyfileobj(original, out)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that gets its name when the block ends, and its bytes on the disk before."""
+    partial = path.with_name(path.name + _PARTIAL)
+    with _translated(path):
+        with partial.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Raise PackError where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room and run it again: files that are complete are kept" if full else ""
+        raise PackError(
+            f"cannot write {path}: {error.strerror or error}{'; ' if full else ''}{advice}."
+        ) from error
