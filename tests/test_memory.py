@@ -1,5 +1,6 @@
 """Limits are parsed, plans keep to them, and cgroups count."""
 
+import sys
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from mlx_flash.planner.memory import (
     spare_bytes,
 )
 from mlx_flash.telemetry import machine
+from mlx_flash.telemetry.pressure import macos_pressure_level, memory_pressure
 
 MB = 10**6
 
@@ -155,6 +157,86 @@ def test_memory_high_counts_and_a_missing_stat_reclaims_nothing(tmp_path: Path) 
     files = {"memory.max": "max", "memory.high": str(60 * MB), "memory.current": str(50 * MB)}
     write_cgroup(tmp_path / "fs/app", files)
     assert machine.available_memory_bytes(tmp_path / "fs", membership) == 10 * MB
+
+
+def test_active_page_cache_of_a_cgroup_can_be_taken_back_too(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("4:memory:/app\n0::/app\n")
+    cache = f"inactive_file {20 * MB}\nactive_file {10 * MB}\nanon {9 * MB}"
+    files = {"memory.max": str(80 * MB), "memory.current": str(70 * MB), "memory.stat": cache}
+    write_cgroup(tmp_path / "fs/app", files)
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 40 * MB
+    cache = f"inactive_file 1\ntotal_inactive_file {5 * MB}\ntotal_active_file {8 * MB}"
+    files = {"memory.limit_in_bytes": str(30 * MB), "memory.usage_in_bytes": str(25 * MB)}
+    write_cgroup(tmp_path / "fs/memory/app", {**files, "memory.stat": cache})
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 18 * MB
+
+
+def test_room_says_how_far_over_its_limit_a_cgroup_is(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/app\n")
+    files = {"memory.max": "max", "memory.high": str(60 * MB), "memory.current": str(75 * MB)}
+    write_cgroup(tmp_path / "fs/app", files)
+    assert machine.memory_room_bytes(tmp_path / "fs", membership) == -15 * MB
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        b"\xff\xfe\x00\n",
+        b"no colons\n0:\n0:memory\n::\n",
+        b"0::/\x00\n4:memory:/" + b"x" * 5000 + b"\n",
+        b"0::/../up\n4:memory:/../../up\n",
+    ],
+)
+def test_a_membership_that_is_garbage_limits_nothing(tmp_path: Path, lines: bytes) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_bytes(lines)
+    write_cgroup(tmp_path / "up", {"memory.max": "1", "memory.current": "1"})
+    (tmp_path / "fs/memory").mkdir(parents=True)
+    total = machine.total_memory_bytes(tmp_path / "fs", membership)
+    assert total == psutil.virtual_memory().total
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) > MB
+    assert machine.num_cores(tmp_path / "fs", membership) >= 1
+
+
+@pytest.mark.parametrize("text", ["", "max", "-1", "\u00b2", "\u0663", "9" * 5000, "1 2", "0x10"])
+def test_a_number_that_is_garbage_limits_nothing(tmp_path: Path, text: str) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/\n")
+    files = dict.fromkeys(("memory.max", "memory.high", "memory.stat", "cpu.max"), text)
+    write_cgroup(tmp_path / "fs", {**files, "memory.current": "5"})
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) > MB
+    assert machine.num_cores(tmp_path / "fs", membership) >= 1
+    limited = {"memory.max": str(MB), "memory.stat": f"active_file {text}\ninactive_file"}
+    write_cgroup(tmp_path / "fs", limited)
+    assert machine.available_memory_bytes(tmp_path / "fs", membership) == MB - 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/meminfo is a file of Linux")
+@pytest.mark.parametrize("meminfo", [None, "", "garbage", "MemTotal: many kB\n"])
+def test_without_a_sound_meminfo_the_kernel_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meminfo: str | None
+) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    if meminfo is not None:
+        (tmp_path / "meminfo").write_text(meminfo)
+    available = machine.available_memory_bytes(tmp_path, tmp_path / "missing")
+    assert MB < available <= machine.total_memory_bytes(tmp_path, tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("level", "asked"), [(0, False), (1, False), (2, True), (4, True)])
+def test_a_warning_of_the_system_asks_for_memory(level: int, asked: bool) -> None:
+    pressure = memory_pressure(lambda: level)
+    assert pressure.must_give_back == asked
+    assert pressure.free_bytes <= machine.total_memory_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS tells")
+def test_elsewhere_than_on_macos_no_level_is_told() -> None:
+    assert macos_pressure_level() == 0
 
 
 def test_without_cgroups_the_machine_decides(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Readings of the machine: memory that can be spared, cores that may be used, memory in use."""
 
 import math
+import mmap
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -12,29 +13,52 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
-_V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2_MEMORY = ("memory.high", "memory.current", "inactive_file")
+_V1_LIMITS, _V1_USAGE = ("memory.limit_in_bytes",), "memory.usage_in_bytes"
+_V2_LIMITS, _V2_USAGE = ("memory.max", "memory.high"), "memory.current"
+_V1_CACHE = ("total_inactive_file", "total_active_file")  # with the groups below, as usage is
+_V2_CACHE = ("inactive_file", "active_file")
+_NO_LIMIT = 1 << 60  # v1 has no word for it: it gives the largest number of pages
 
 
 def available_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
     """Return the bytes that this process may still take: of RAM, and of every cgroup above it."""
-    room = [int(psutil.virtual_memory().available)]
-    room += [limit - used for limit, used in _cgroup_memory(root, membership)]
-    return max(0, min(room))
+    return max(0, memory_room_bytes(root, membership))
+
+
+def memory_room_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Return the available memory, or minus what a cgroup is over its limit by (`memory.high`).
+
+    Page cache of a cgroup counts as available, the active part too: the kernel takes it back
+    before it refuses memory, and a model that is read through it would look like a full cgroup.
+    """
+    room = [limit - used for limit, used in _cgroup_memory(root, membership)]
+    return min([_system_memory()[0], *room])
 
 
 def total_memory_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
     """Return the bytes of memory this process could have at most: RAM or the tightest cgroup."""
     limits = [limit for limit, _ in _cgroup_memory(root, membership)]
-    return min([int(psutil.virtual_memory().total), *limits])
+    return min([_system_memory()[1], *limits])
+
+
+def _system_memory() -> tuple[int, int]:
+    """Return (available, total) bytes of RAM."""
+    try:
+        memory = psutil.virtual_memory()
+        return int(memory.available), int(memory.total)
+    except (OSError, ValueError, LookupError):  # no /proc, or not the one that psutil knows
+        pages = (os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES"))
+        return pages[0] * mmap.PAGESIZE, pages[1] * mmap.PAGESIZE
 
 
 def _cgroup_memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
     """Yield (limit, unreclaimable use) in bytes of each limited memory cgroup of this process."""
     for base, folder, is_v2 in _cgroup_folders(root, membership, "memory"):
-        names = _V2_MEMORY if is_v2 else _V1_MEMORY
         while True:
-            reading = _read_cgroup(folder, *names)
+            if is_v2:
+                reading = _read_cgroup(folder, _V2_LIMITS, _V2_USAGE, _V2_CACHE)
+            else:
+                reading = _read_cgroup(folder, _V1_LIMITS, _V1_USAGE, _V1_CACHE)
             if reading is not None:
                 yield reading
             if folder == base:
@@ -46,12 +70,10 @@ def _cgroup_folders(
     root: Path, membership: Path, controller: str
 ) -> Iterator[tuple[Path, Path, bool]]:
     """Yield (top, own folder below it, whether it is of version 2) of each cgroup hierarchy."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return  # not Linux, or no /proc
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
+    for line in _text(membership).splitlines():  # none where there is no /proc
+        _, controllers, own = (*line.split(":", 2), "", "", "")[:3]
+        if own == "":
+            continue
         if controllers == "":
             base = root
         elif controller in controllers.split(","):
@@ -59,35 +81,29 @@ def _cgroup_folders(
         else:
             continue
         folder = base / own.lstrip("/")
-        if not folder.is_dir():  # inside a container the path is the host's; its own is the root
+        # inside a container the path is the host's, or leads up: its own group is the root
+        if ".." in own.split("/") or not os.path.isdir(folder):
             folder = base
         yield base, folder, controllers == ""
 
 
 def _read_cgroup(
-    folder: Path, limit_name: str, usage_name: str, reclaimable: str
+    folder: Path, limits: Iterable[str], usage: str, cache: Container[str]
 ) -> tuple[int, int] | None:
     """Return (limit, unreclaimable use) of one cgroup in bytes, or None when it has no limit."""
-    limits = [_number(folder / name) for name in {limit_name, "memory.max"}]
-    usage = _number(folder / usage_name)
-    limit = min((number for number in limits if number is not None), default=None)
-    if limit is None or limit >= 1 << 60 or usage is None:
+    found = [_number(_text(folder / name)) for name in limits]
+    limit = min((number for number in found if number is not None), default=_NO_LIMIT)
+    used = _number(_text(folder / usage))
+    if limit >= _NO_LIMIT or used is None:
         return None
-    try:
-        stat = (folder / "memory.stat").read_text()
-    except OSError:
-        stat = ""
-    found = [line.split()[1] for line in stat.splitlines() if line.startswith(f"{reclaimable} ")]
-    return limit, max(0, usage - (int(found[0]) if found and found[0].isdigit() else 0))
+    stat = [line.partition(" ") for line in _text(folder / "memory.stat").splitlines()]
+    reclaimable = sum(_number(value) or 0 for name, _, value in stat if name in cache)
+    return limit, max(0, used - reclaimable)
 
 
-def _number(file: Path) -> int | None:
-    """Return the number in a file, or None when there is none ("max", no file)."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+def _number(text: str) -> int | None:
+    """Return the number of bytes that a text is, or None when it is none ("max", nothing)."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def rss_bytes() -> int:
@@ -124,12 +140,12 @@ def _cgroup_cores(root: Path, membership: Path) -> Iterator[float]:
         while True:
             if is_v2:
                 parts = _text(folder / "cpu.max").split()
-                quota, period = (*parts, "", "")[:2]
+                quota, period = (_number(text) for text in (*parts, "", "")[:2])
             else:
-                quota = _text(folder / "cpu.cfs_quota_us")
-                period = _text(folder / "cpu.cfs_period_us")
-            if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
-                yield int(quota) / int(period)
+                quota = _number(_text(folder / "cpu.cfs_quota_us"))
+                period = _number(_text(folder / "cpu.cfs_period_us"))
+            if quota and period:
+                yield quota / period
             if folder == base:
                 break
             folder = folder.parent
@@ -139,5 +155,5 @@ def _text(file: Path) -> str:
     """Return the text of a file without white space around it, empty when it cannot be read."""
     try:
         return file.read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # also bytes that are no text, and names that are no path
         return ""
