@@ -59,6 +59,12 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for options in ({"num_threads": 0}, {"split_bytes": 0}, {"num_retries": -1}):
         with pytest.raises(OptionError, match="cannot read"):
             ReadOptions(**options)
+    for gbps in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(OptionError, match="GB/s is no rate to keep to"):
+            ReadOptions(max_gbps=gbps)
+    for celsius in (0, 39.9, 100.1, float("nan")):
+        with pytest.raises(OptionError, match="give 40 to 100"):
+            ReadOptions(max_temperature_c=celsius)
     for values in ({"num_bytes": -5}, {"share": 3.0}, {"share": 0.0}):
         with pytest.raises(MemoryPlanError):
             MemoryLimit(**values)

@@ -17,6 +17,7 @@ from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.store.direct import Preadv
 from mlx_flash.store.files import CheckpointFiles
 from mlx_flash.store.reader import ExpertReader, Read, coalesce
+from mlx_flash.store.throttle import HeatPause
 from mlx_flash.types import ExpertKey
 
 CONTENT = bytes(os.urandom(64 * 1024))
@@ -43,7 +44,7 @@ def do_reads(reader: ExpertReader, reads: Sequence[Read]) -> int:
 
 
 def reader_of(
-    path: Path, preadv: Preadv = os.preadv, direct: bool = False, **options: int
+    path: Path, preadv: Preadv = os.preadv, direct: bool = False, **options: Any
 ) -> ExpertReader:
     files = CheckpointFiles({path: stamp_of(path)}, direct)
     return ExpertReader(files, ReadOptions(**options), preadv)
@@ -291,3 +292,81 @@ def test_close_ends_threads_and_descriptors(file: Path) -> None:
     files.close()
     with pytest.raises(KeyError):
         files.descriptor(file)
+
+
+def test_reads_wait_for_the_rate_cap_whole_blocks_and_retries_too(file: Path) -> None:
+    failures = [OSError(5, "Input/output error")]
+
+    def flaky(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        if failures:
+            raise failures.pop()
+        return os.preadv(descriptor, list(views), offset)
+
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert reader._watch._inside == 0, "waiting counts as reading"
+        slept.append(seconds)
+
+    reader = reader_of(file, flaky, max_gbps=4096e-9, num_threads=1)  # one block a second
+    reader.rate_cap._clock = lambda: 0.0
+    reader.rate_cap._full_at_s = 0.0
+    reader.rate_cap._sleep = sleep
+    assert do_reads(reader, [read_at(file, 4000, 200), read_at(file, 20_000, 1)]) == 201
+    assert slept == pytest.approx([2.0, 4.0])  # 2 blocks, the same again, 1 block
+
+
+def test_a_closed_batch_starts_no_further_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or an interrupt would wait for all that is left, at the pace of the cap."""
+    started, may_read, calls = threading.Event(), threading.Event(), []
+
+    def slow(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        calls.append(offset)
+        started.set()
+        may_read.wait(timeout=30)
+        return os.preadv(descriptor, list(views), offset)
+
+    wait_for = threading.Condition.wait_for
+
+    def closing(self: threading.Condition, *args: Any) -> Any:
+        may_read.set()
+        return wait_for(self, *args)
+
+    reader = reader_of(file, slow, num_threads=1)
+    batch = reader.start([read_at(file, offset, 10) for offset in (0, 5000, 10_000)])
+    started.wait(timeout=30)
+    monkeypatch.setattr(threading.Condition, "wait_for", closing)
+    batch.close()
+    assert len(calls) == 1
+
+
+def test_reads_start_when_the_disk_is_cool(file: Path) -> None:
+    temperatures, events = [60.0, 70.0, 80.0], []
+
+    def preadv(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        events.append("read")
+        return os.preadv(descriptor, list(views), offset)
+
+    files = CheckpointFiles({file: stamp_of(file)})
+    reader = ExpertReader(files, ReadOptions(max_temperature_c=66), preadv, temperatures.pop)
+    assert reader.heat_pause.temperature_c == 80.0
+    reader.heat_pause = HeatPause(66, temperatures.pop, lambda: len(events), events.append)
+    assert do_reads(reader, [read_at(file, 0, 10)]) == 10
+    assert events == [1.0, "read"]
+
+
+def test_an_interrupt_while_the_disk_is_hot_starts_no_read(file: Path) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    reader = reader_of(file, lambda *_: pytest.fail("read"), max_temperature_c=66)
+    reader.heat_pause = HeatPause(66, lambda: 80.0, sleep=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reader.start([read_at(file, 0, 10)])
+
+
+def test_a_disk_without_a_temperature_pauses_nothing_and_says_so(file: Path) -> None:
+    reader = reader_of(file, max_temperature_c=66)
+    assert do_reads(reader, [read_at(file, 0, 10)]) == 10
+    assert reader.heat_pause.unreadable
+    assert not reader_of(file).heat_pause.unreadable

@@ -1,5 +1,6 @@
 """Options that a user may set, validated where they are made. Each default lives here, once."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,12 @@ class ReadOptions:
     does what suits the memory that the model leaves free. `prefetch` reads what the next layer's
     router would pick now. `verify` compares each record of a packed model with its checksum.
 
+    Reads stay below `max_gbps` 10^9 bytes per second, counted in whole blocks, also those that the
+    page cache answers. They pause while the disk is hotter than `max_temperature_c` degrees
+    Celsius, where it tells. None is no limit.
+
     Raises:
-        OptionError: a number that is too small.
+        OptionError: a number that is too small, or a limit that makes no sense.
     """
 
     num_threads: int = 8
@@ -117,12 +122,23 @@ class ReadOptions:
     direct: bool | None = None
     prefetch: bool = False
     verify: bool = False
+    max_gbps: float | None = None
+    max_temperature_c: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:
             raise OptionError(
                 f"{self} cannot read: give 1 thread or more, 4096 bytes or more to split above, "
                 "and 0 retries or more."
+            )
+        if self.max_gbps is not None and not 0 < self.max_gbps < math.inf:
+            raise OptionError(
+                f"{self.max_gbps} GB/s is no rate to keep to: give more than 0, or leave it out."
+            )
+        if self.max_temperature_c is not None and not 40 <= self.max_temperature_c <= 100:
+            raise OptionError(
+                f"{self.max_temperature_c} °C is no limit for a disk: many are as warm as 35 °C at "
+                "rest, and none works at 100 °C: give 40 to 100."
             )
 
 

@@ -11,9 +11,11 @@ from queue import SimpleQueue
 
 from ..config import ReadOptions
 from ..errors import ExpertReadError
+from ..formats.layout import DIRECT_ALIGNMENT, aligned
 from ..types import ExpertKey
 from .direct import DirectReads, Preadv
 from .files import CheckpointFiles
+from .throttle import HeatPause, RateCap
 
 _MAX_VIEWS = 512  # below every platform's IOV_MAX
 
@@ -145,19 +147,32 @@ class ExpertReader:
     """Reader threads over a set of open files."""
 
     def __init__(
-        self, files: CheckpointFiles, options: ReadOptions, preadv: Preadv = os.preadv
+        self,
+        files: CheckpointFiles,
+        options: ReadOptions,
+        preadv: Preadv = os.preadv,
+        disk_c: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Start no thread yet. `preadv` may be replaced: to make reads fail, or to compare."""
+        """Start no thread yet. `preadv` may be replaced: to make reads fail, or to compare.
+
+        `disk_c` returns the disk's temperature in degrees Celsius, None where there is none.
+        """
         self._files = files
         self._options = options
         self.preadv = preadv
+        self.rate_cap = RateCap(options.max_gbps)
+        self.heat_pause = HeatPause(options.max_temperature_c, disk_c)
         self._direct = DirectReads()
         self._watch = _StopWatch()
         self._work: SimpleQueue[tuple[ReadBatch, Run] | None] = SimpleQueue()
         self._num_threads = 0
 
     def start(self, reads: Sequence[Read]) -> ReadBatch:
-        """Start all `reads`, many at a time, behind those that were started before."""
+        """Start all `reads`, many at a time, behind those that were started before.
+
+        Blocks while the disk is too hot: here, where an interrupt can end it.
+        """
+        self.heat_pause.wait()
         runs = coalesce(reads, self._options.split_bytes)
         batch = ReadBatch(self._read, reads, len(runs))
         self._start_threads()
@@ -201,6 +216,7 @@ class ExpertReader:
         """Read one run, again after a failure; return its bytes."""
         reason = ""
         for _ in range(1 + self._options.num_retries):
+            self.rate_cap.wait(aligned(run.offset % DIRECT_ALIGNMENT + run.nbytes))
             try:
                 with self._watch:
                     done = self._fill(run)
