@@ -1,1 +1,1 @@
-"""Counters of what happened, and readings of the machine's memory."""
+"""Counters of what happened, and readings of the machine: memory, cores, disk temperature."""

@@ -1,4 +1,4 @@
-"""Readings of the machine: memory that can be spared, cores that may be used, memory in use."""
+"""Readings of the machine and the process: memory, cores that may be used, bytes written."""
 
 import math
 import mmap
@@ -13,6 +13,7 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
+_IO = Path("/proc/self/io")
 _V1_LIMITS, _V1_USAGE = ("memory.limit_in_bytes",), "memory.usage_in_bytes"
 _V2_LIMITS, _V2_USAGE = ("memory.max", "memory.high"), "memory.current"
 _V1_CACHE = ("total_inactive_file", "total_active_file")  # with the groups below, as usage is
@@ -122,6 +123,20 @@ def peak_rss_bytes() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def written_bytes(io: Path = _IO) -> int | None:
+    """Return the bytes that this process has had written to disks, or None outside Linux.
+
+    They count when a page of a file becomes dirty, or a direct write is sent: also of a file that
+    is deleted before it reaches the disk, and of child processes once they were waited for. File
+    systems in memory and what the system swaps out do not count.
+    """
+    for line in _text(io).splitlines():
+        name, _, value = line.partition(": ")
+        if name == "write_bytes":
+            return _number(value)
+    return None
 
 
 def num_cores(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
