@@ -30,9 +30,10 @@ from mlx_flash.kernels.activations import ACTIVATIONS
 from mlx_flash.kernels.cpu.kernels import CpuKernels
 from mlx_flash.kernels.cpu.matrix import Matrix
 from mlx_flash.streaming import adapter
+from mlx_flash.streaming.compute import ResidentStacks, computing
 from mlx_flash.streaming.dense import LOGIT_POSITIONS
 from mlx_flash.streaming.swap import swap_modules
-from mlx_flash.streaming.switch import ExpertTwin, ResidentStacks, on_places
+from mlx_flash.streaming.switch import ExpertTwin
 
 ONE, TWO, FIVE = CpuKernels(1), CpuKernels(2), CpuKernels(5)
 WIDTHS = (128, 384, 2048, 2880)  # whole blocks, and every kind of rest
@@ -198,10 +199,10 @@ def test_an_experts_step_is_that_of_mlx(name: str, biased: bool) -> None:
     }
     x, indices = mx.random.normal((2, 9, 128)), mx.random.randint(0, 6, (2, 9, 3)).astype(mx.uint32)
     expected = np.asarray(switch(x, indices))
-    compute = on_places(switch, [ResidentStacks(arrays)], TWO)[0]
-    twin = ExpertTwin(switch, [compute])
+    compute = computing(switch, [ResidentStacks(arrays)], TWO)
+    twin = ExpertTwin(switch, compute)
     assert twin.fused
-    found = np.asarray(compute(x, indices))
+    found = np.asarray(compute.whole(0, x, indices))
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
     general = np.asarray(switch(x, indices))  # projection by projection, on the kernels
     assert np.abs(general - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
@@ -215,9 +216,11 @@ def test_an_unknown_activation_takes_the_general_path() -> None:
     }
     x, indices = mx.random.normal((1, 40, 128)), mx.random.randint(0, 6, (1, 40, 2))
     expected = np.asarray(switch(x, indices.astype(mx.uint32)))
-    compute = on_places(switch, [ResidentStacks(arrays)], TWO)[0]
-    assert not ExpertTwin(switch, [compute]).fused
-    assert np.allclose(np.asarray(compute(x, indices.astype(mx.uint32))), expected, atol=1e-5)
+    compute = computing(switch, [ResidentStacks(arrays)], TWO)
+    assert not ExpertTwin(switch, compute).fused
+    assert np.allclose(
+        np.asarray(compute.whole(0, x, indices.astype(mx.uint32))), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -108,8 +108,8 @@ class ReadBatch:
 
     @property
     def done(self) -> bool:
-        """Whether every read has ended, well or not."""
-        return self._num_left == 0 or self._error is not None
+        """Whether every read has ended, well or not, or the batch was closed."""
+        return self._num_left == 0 or self._closed
 
     def wait(self) -> int:
         """Block until the reads are done; return the bytes read.
@@ -127,6 +127,7 @@ class ReadBatch:
             self.close()
             error, self._error = self._error, None  # its traceback holds this batch
             raise error
+        assert self._num_left == 0, "waited for a batch that was closed"
         while self._checked:
             _check(self._checked.pop())
         return self._num_bytes
@@ -166,12 +167,18 @@ class ExpertReader:
         self._watch = _StopWatch()
         self._work: SimpleQueue[tuple[ReadBatch, Run] | None] = SimpleQueue()
         self._num_threads = 0
+        self._closed = False
 
     def start(self, reads: Sequence[Read]) -> ReadBatch:
         """Start all `reads`, many at a time, behind those that were started before.
 
         Blocks while the disk is too hot: here, where an interrupt can end it.
+
+        Raises:
+            RuntimeError: the reader is closed, or the system lets it start no thread.
         """
+        if self._closed:
+            raise RuntimeError("the reader is closed")
         self.heat_pause.wait()
         runs = coalesce(reads, self._options.split_bytes)
         batch = ReadBatch(self._read, reads, len(runs))
@@ -209,6 +216,7 @@ class ExpertReader:
         The garbage collector may call it in any thread, also in one that is being started and
         holds the interpreter's locks: waiting for a thread would then be a deadlock.
         """
+        self._closed = True
         for _ in range(self._num_threads):
             self._work.put(None)
 

@@ -16,10 +16,11 @@ from ..formats.layout import ExpertLayout, stacked_layout
 from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader
 from . import adapter
+from .compute import ResidentStacks, computing
 from .expert_stream import ExpertStream, reads_of
 from .layer_stream import LayerStream
 from .slots import SlotPool, dtype_named, type_name
-from .switch import ResidentStacks, ResidentSwitch, StreamedSwitch, on_places
+from .switch import ResidentSwitch, StreamedSwitch
 
 if TYPE_CHECKING:
     from ..kernels.cpu.kernels import CpuKernels
@@ -120,8 +121,8 @@ def install(
     twins = []
     for site in sites:
         layer = LayerStream(stream, site.layout.layer)
-        on_place = on_places(site.switch, layer.places, kernels)
-        twins.append(StreamedSwitch(site.switch, on_place, layer))
+        compute = computing(site.switch, layer.places, kernels)
+        twins.append(StreamedSwitch(site.switch, compute, layer))
         adapter.replace_module(model, site.path, twins[-1])
     if read_options.prefetch:
         for twin, following, site in zip(twins, twins[1:], sites[1:], strict=False):
@@ -157,8 +158,8 @@ def install_resident(model: Module, sites: Sequence[SwitchSite], kernels: "CpuKe
             for name, projection in adapter.projections(site.switch).items()
             for tensor, array in adapter.parameters(projection).items()
         }
-        on_place = on_places(site.switch, [ResidentStacks(arrays)], kernels)
-        adapter.replace_module(model, site.path, ResidentSwitch(site.switch, on_place))
+        compute = computing(site.switch, [ResidentStacks(arrays)], kernels)
+        adapter.replace_module(model, site.path, ResidentSwitch(site.switch, compute))
 
 
 def stream_experts(

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from ..cache.expert_cache import Admission
 from ..errors import ExpertReadError, UnsupportedModelError
 from ..store.reader import ReadBatch
+from .compute import Compute
 from .expert_stream import ExpertStream
 from .slots import SlotPool
-
-Switch = Callable[[mx.array, mx.array], mx.array]
 
 HELD_RESULT_BYTES = 64 * 1024
 """Each layer holds on to its last result up to this size, until its slots are written again."""
@@ -25,7 +24,7 @@ HELD_RESULT_BYTES = 64 * 1024
 SLOTS, SWEEP = 0, 1
 """The places that a layer's experts are computed on: its own slots, and the shared ones."""
 
-_SORTED_FROM = 64  # pairs from which mlx-lm's switches sort; GPU kernels change below it
+_NOWHERE = np.uint32(2**32 - 1)  # the slot of an expert that is in another part
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class LayerStream:
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
 
-    def run(self, on_place: Sequence[Switch], x: mx.array, indices: mx.array) -> mx.array:
-        """Return `switch(x[..., D], slots of indices[..., K])`: `[..., K, D]`, unweighted.
+    def run(self, compute: Compute, x: mx.array, indices: mx.array) -> mx.array:
+        """Return what the experts `indices[..., K]` make of `x[..., D]`: `[..., K, D]`, unweighted.
 
-        `on_place` are the switch on SLOTS and on SWEEP. Evaluates `indices`.
+        `compute` is on the places. Evaluates `indices`.
 
         Raises:
             ExpertReadError: an expert could not be read; it is not resident, the others are.
@@ -68,8 +67,7 @@ class LayerStream:
         if experts.size == 0:
             return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
         with self.stream.lock:
-            asked, counts = np.unique(experts, return_counts=True)
-            busiest_first = asked[np.argsort(-counts, kind="stable")].tolist()
+            busiest_first = _busiest_first(experts)
             self._settle(set(busiest_first))
             layer, cache, counters = self._layout.layer, self.stream.cache, self.stream.counters
             self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(busiest_first))
@@ -80,7 +78,7 @@ class LayerStream:
                 for batch in self._ahead.values():
                     reads.callback(batch.close)
                 try:
-                    return self._compute(on_place, x, experts, self._parts(admission, reads, x))
+                    return self._compute(compute, x, experts, self._parts(admission, reads, x))
                 except BaseException:
                     self._finish()  # the slots of the misses are about to be free
                     raise
@@ -156,47 +154,31 @@ class LayerStream:
         return _Part(slots, place, batch)
 
     def _compute(
-        self,
-        on_place: Sequence[Switch],
-        x: mx.array,
-        experts: npt.NDArray[Any],
-        parts: Iterable[_Part],
+        self, compute: Compute, x: mx.array, experts: npt.NDArray[Any], parts: Iterable[_Part]
     ) -> mx.array:
-        """Compute part by part the (token, k) pairs whose expert is in it; put them in order."""
-        top_k = experts.shape[-1]
-        tokens, pairs = x.reshape(-1, x.shape[-1]), experts.reshape(-1)
-        results, positions = [], []
+        """Compute part by part the (token, k) pairs whose expert is in it."""
+        pairs, gathered = experts.reshape(-1), None
         for part in parts:
             self._wait(part)
-            inside = np.flatnonzero(np.isin(pairs, list(part.slots)))
+            table = np.full(self._layout.num_experts, _NOWHERE)
+            table[list(part.slots)] = list(part.slots.values())
+            slots = table[pairs]
+            inside = np.flatnonzero(slots != _NOWHERE)
             if inside.size == pairs.size:
-                y = on_place[part.place](x, self._lookup(part, experts))
+                y = compute.whole(part.place, x, mx.array(slots.reshape(experts.shape)))
                 self._launch(y, part.place)
                 break
-            rows = _at_least(inside, min(pairs.size, _SORTED_FROM))
-            if len(tokens) == 1:
-                y = on_place[part.place](tokens, self._lookup(part, pairs[rows][None]))[0]
-            else:
-                picked = tokens[mx.array(rows // top_k)]
-                y = on_place[part.place](picked, self._lookup(part, pairs[rows][:, None]))[:, 0]
-            y = y[: inside.size]
-            self._launch(y, part.place)
-            results.append(y)
-            positions.append(inside)
+            if gathered is None:
+                gathered = compute.in_parts(x, experts.shape)
+            self._launch(gathered.add(part.place, inside, slots[inside]), part.place)
         else:
-            order = np.argsort(np.concatenate(positions))
-            y = mx.concatenate(results)[mx.array(order)].reshape(*experts.shape, -1)
+            assert gathered is not None
+            y = gathered.result()
             _start(y)
         self._running = [y]
         if y.nbytes > HELD_RESULT_BYTES:
             self._finish()
         return y
-
-    def _lookup(self, part: _Part, experts: npt.NDArray[Any]) -> mx.array:
-        """Return the slot of each of `experts`, all of them in `part`."""
-        table = np.zeros(self._layout.num_experts, np.uint32)
-        table[list(part.slots)] = list(part.slots.values())
-        return mx.array(table[experts])
 
     def _wait(self, part: _Part) -> None:
         """Wait until the experts of a part are in memory."""
@@ -206,8 +188,10 @@ class LayerStream:
             self.stream.counters.stall_s += time.perf_counter() - start
             self.stream.counters.busy_s = self.stream.reader.busy_s
 
-    def _launch(self, y: mx.array, place: int) -> None:
+    def _launch(self, y: mx.array | None, place: int) -> None:
         """Start computing `y`, which reads slots; wait for it where they are shared."""
+        if y is None:
+            return
         _start(y)
         self._running.append(y)
         if place == SWEEP:
@@ -217,6 +201,15 @@ class LayerStream:
         """Wait for the computations that may still read this layer's slots."""
         mx.eval(self._running)
         self._running.clear()
+
+
+def _busiest_first(experts: npt.NDArray[Any]) -> list[int]:
+    """Return the distinct experts of a call: those that more tokens ask for come first."""
+    if experts.size == experts.shape[-1]:  # one token asks for each of its experts once
+        return sorted(set(experts.reshape(-1).tolist()))
+    asked, counts = np.unique(experts, return_counts=True)
+    busiest_first: list[int] = asked[np.argsort(-counts, kind="stable")].tolist()
+    return busiest_first
 
 
 def _groups(experts: Mapping[int, Any], size: int) -> list[dict[int, Any]]:
@@ -238,14 +231,3 @@ def _start(y: mx.array) -> None:
         raise UnsupportedModelError(
             "a streamed model cannot be trained: load it with memory for all its experts."
         ) from error
-
-
-def _at_least(pairs: npt.NDArray[Any], num_pairs: int) -> npt.NDArray[Any]:
-    """Return `pairs`, on a GPU repeated up to `num_pairs`.
-
-    A small part must take the kernel that its whole call takes: kernels differ in the order they
-    sum in, and are chosen by the number of pairs. The CPU has one, and nothing to repeat for.
-    """
-    if mx.default_device() == mx.Device(mx.cpu) or pairs.size >= num_pairs:
-        return pairs
-    return np.resize(pairs, num_pairs)

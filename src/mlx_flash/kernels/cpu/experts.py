@@ -103,45 +103,51 @@ def _run_groups(
 
 
 class OneToken:
-    """What its experts do for one token, for decoding: the tables are made once."""
+    """What some of its experts do for one token, for decoding: the tables are made once."""
 
-    def __init__(self, experts: ExpertMatrices, top_k: int) -> None:
-        pairs = np.arange(top_k)
+    def __init__(self, experts: ExpertMatrices, num_pairs: int) -> None:
+        pairs = np.arange(num_pairs)
         self._groups = np.stack([pairs, pairs, np.ones_like(pairs)], axis=1)
-        self._offsets = pairs * (4 * experts.down.num_rows)
-        self._outputs = np.zeros(top_k, np.int64)
+        self._outputs = np.zeros(num_pairs, np.int64)
         source = np.zeros((1, experts.first.width), np.float32)
-        rows = np.zeros(top_k, np.int64)
+        rows = np.zeros(num_pairs, np.int64)
         self._program = _program(experts, source, rows, self._groups, self._outputs)
         self._preparation = self._program.phases[0].task
-        self._shape = (1, top_k, experts.down.num_rows)
 
     def run(
-        self, pool: Pool, x: npt.NDArray[np.float32], slots: npt.NDArray[np.uint32]
-    ) -> npt.NDArray[np.float32]:
-        """Return what the experts in `slots[1, K]` make of `x[1, D]`: `[1, K, D]`, unweighted."""
-        y = np.empty(self._shape, np.float32)
+        self,
+        pool: Pool,
+        x: npt.NDArray[np.float32],
+        pairs: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.uint32],
+        y: npt.NDArray[np.float32],
+    ) -> None:
+        """Write what the experts in `slots[i]` make of `x[1, D]` to the rows `pairs[i]` of `y`."""
         with pool.turn:
-            self._groups[:, 0] = slots[0]
+            self._groups[:, 0] = slots
             self._preparation[Preparation.SOURCE] = start_of(x)
-            np.add(self._offsets, start_of(y), out=self._outputs)
+            self._outputs[:] = rows_of(y, pairs)
             pool.run(self._program)
-        return y
 
 
 def run_experts(
     pool: Pool,
     experts: ExpertMatrices,
     x: npt.NDArray[np.float32],
+    pairs: npt.NDArray[np.int64],
     slots: npt.NDArray[np.uint32],
-) -> npt.NDArray[np.float32]:
-    """Return what the experts in `slots[n, K]` make of `x[n, D]`: `[n, K, D]`, unweighted."""
-    top_k = slots.shape[1]
-    order, groups = by_slot(slots.reshape(-1))
-    y = np.empty((*slots.shape, experts.down.num_rows), np.float32)
-    outputs = rows_of(y.reshape(order.size, -1), order)
-    pool.run(_program(experts, x, order // top_k, groups, outputs))
-    return y
+    y: npt.NDArray[np.float32],
+) -> None:
+    """Write what the expert in `slots[i]` makes of its token to row `pairs[i]` of `y`.
+
+    `y` has a row for each pair of one of the tokens `x[n, D]` and one of its K experts.
+    """
+    top_k = len(y) // len(x)
+    order, groups = by_slot(slots)
+    ordered = pairs[order]
+    tokens, rows = np.unique(ordered // top_k, return_inverse=True)
+    wanted = x if len(tokens) == len(x) else x[tokens]
+    pool.run(_program(experts, wanted, rows, groups, rows_of(y, ordered)))
 
 
 def _program(

@@ -1,5 +1,6 @@
 """The CPU kernels as the model meets them: MLX arrays in, MLX arrays out, float32 in between."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -100,18 +101,30 @@ class CpuKernels:
         picked = np.asarray(slots)
         if picked.size == 0:
             return mx.zeros((*picked.shape, matrices.down.num_rows), x.dtype)
-        rows, slots_of = as_rows(x), picked.reshape(-1, picked.shape[-1])
-        if len(rows) == 1:
-            y = self._for_one_token(matrices, picked.shape[-1]).run(self._pool, rows, slots_of)
-        else:
-            y = run_experts(self._pool, matrices, rows, slots_of)
-        return _like(x, y.reshape(*picked.shape, matrices.down.num_rows))
+        results = self.expert_results(x, picked.shape, matrices.down.num_rows)
+        results.add(matrices, np.arange(picked.size), picked.reshape(-1))
+        return results.array()
 
-    def _for_one_token(self, matrices: ExpertMatrices, top_k: int) -> OneToken:
+    def expert_results(self, x: mx.array, shape: tuple[int, ...], width: int) -> "ExpertResults":
+        """Return room for the results `[..., K, width]` of a call of shape `[..., K]`, to fill."""
+        return ExpertResults(self, x, shape, width)
+
+    def run_experts(
+        self,
+        matrices: ExpertMatrices,
+        x: npt.NDArray[np.float32],
+        pairs: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.uint32],
+        y: npt.NDArray[np.float32],
+    ) -> None:
+        """Write what the expert in `slots[i]` makes of its token to row `pairs[i]` of `y`."""
+        if len(x) > 1:
+            run_experts(self._pool, matrices, x, pairs, slots, y)
+            return
         programs = self._one_token.setdefault(matrices, {})
-        if top_k not in programs:
-            programs[top_k] = OneToken(matrices, top_k)
-        return programs[top_k]
+        if pairs.size not in programs:
+            programs[pairs.size] = OneToken(matrices, pairs.size)
+        programs[pairs.size].run(self._pool, x, pairs, slots, y)
 
     def attends(
         self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
@@ -157,6 +170,33 @@ class CpuKernels:
             added = np.asarray(mask.astype(mx.float32))
         causal = isinstance(mask, str)
         return mx.array(run_attention(self._pool, q, in_rows(k), in_rows(v), scale, causal, added))
+
+
+class ExpertResults:
+    """The results of one call of a layer's experts, each written when its expert is there."""
+
+    def __init__(
+        self, kernels: CpuKernels, x: mx.array, shape: tuple[int, ...], width: int
+    ) -> None:
+        """Evaluate `x[..., D]`."""
+        self._kernels = kernels
+        self._x = x
+        self._rows = as_rows(x)
+        self._shape = (*shape, width)
+        self._y = np.empty((math.prod(shape), width), np.float32)
+
+    def add(
+        self,
+        matrices: ExpertMatrices,
+        pairs: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.uint32],
+    ) -> None:
+        """Compute the (token, k) pairs with the numbers `pairs` on the experts in their `slots`."""
+        self._kernels.run_experts(matrices, self._rows, pairs, slots, self._y)
+
+    def array(self) -> mx.array:
+        """Return the results `[..., K, width]` in the type of `x`."""
+        return _like(self._x, self._y.reshape(self._shape))
 
 
 def expert_matrices(
