@@ -1,6 +1,5 @@
 """Reading back what was in memory: exact whatever runs meanwhile, and never in the way."""
 
-import concurrent.futures
 import gc
 import os
 import random
