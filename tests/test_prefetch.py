@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from comparing import differing, opened, random_tokens, resident, run_logits, streamed
 from families import FAMILIES, Family, write_checkpoint
@@ -60,6 +61,41 @@ def test_a_guess_that_is_mostly_wrong_ends_itself(
     assert "of the experts read ahead were used" in ours.stream.prefetcher.why_off
     list(run_logits(ours.model, random_tokens(1, 100, seed=3), 12))
     assert ours.stream.counters.prefetched == before
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1e9])
+def test_guessing_goes_on_as_long_as_it_hides_more_than_it_takes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, hidden: float
+) -> None:
+    monkeypatch.setattr(prefetch, "_REVIEW_ASKS", 16)
+    monkeypatch.setattr(prefetch, "_HIDDEN", hidden)
+    monkeypatch.setattr(prefetch, "_LEAST_PRECISION", 0.0)
+    ours = streamed(checkpoint, 2, reads=PREFETCH)
+    assert ours.stream is not None
+    list(run_logits(ours.model, random_tokens(1, 100), 12))
+    before = ours.stream.counters.guesses
+    assert before > 0
+    list(run_logits(ours.model, random_tokens(1, 100, seed=3), 12))
+    assert (ours.stream.counters.guesses == before) == (hidden == 0.0)
+
+
+def test_only_experts_that_most_votes_go_to_are_read_ahead() -> None:
+    token = [[1, 2], [1, 2], [2, 1], [1, 2], [2, 1], [1, 2], [1, 3], [1, 4]]
+    other = [[5, 6], [7, 5], [5, 6], [5, 6], [6, 5], [5, 6], [6, 5], [5, 6]]
+    assert prefetch._elected(np.array([token])) == [1]
+    assert prefetch._elected(np.array([token + other])) == [1, 5, 6]
+
+
+def test_the_first_vote_is_cast_without_noise() -> None:
+    x = mx.random.normal((1, 3, 64))
+    noisy = prefetch._with_noise(x)
+    assert noisy.shape == (1, 24, 64)
+    votes = noisy.reshape(3, 8, 64)
+    assert mx.array_equal(votes[:, 0], x[0]).item()
+    apart = np.sqrt(np.mean(np.square(np.asarray(votes - votes[:, :1])), axis=-1))
+    size = np.sqrt(np.mean(np.square(np.asarray(x[0])), axis=-1))[:, None]
+    assert np.allclose(apart[:, 1:] / size, 0.5, atol=0.2)
+    assert mx.array_equal(noisy, prefetch._with_noise(x)).item()
 
 
 def test_what_is_read_ahead_in_vain_is_a_victim_before_what_was_used(checkpoint: Path) -> None:

@@ -135,7 +135,8 @@ def test_what_is_asked_for_while_it_is_read_back_is_waited_for_or_an_error(
         with pytest.raises(ExpertReadError, match="Input/output"):
             list(run_logits(ours.model, prompt, 8))
         for _, batch in stream.restorer._reading.values():
-            concurrent.futures.wait(batch._futures)
+            with batch._change:
+                batch._change.wait_for(lambda batch=batch: batch.done)
         gate.failing = False
     expected = list(run_logits(theirs, prompt, 8))
     assert differing(run_logits(ours.model, prompt, 8), expected) == []

@@ -22,6 +22,7 @@ from ..cache.expert_cache import Admission, ExpertCache
 from ..config import READERS, CacheOptions, ReadOptions
 from ..engine.load import LoadedModel
 from ..errors import OptionError
+from ..formats.layout import ExpertLayout
 from ..store.reader import ReadBatch
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
@@ -32,7 +33,7 @@ from ..telemetry.counters import StreamCounters
 TEMPERATURE = 0.8
 COLD_TOKENS = 100
 _COMPUTE_TOKENS = 100
-_READ_BYTES, _READ_TOGETHER = 10**9, 4  # to measure the disk: in all, and experts at a time
+_READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and experts at a time
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class BenchReport:
 
     All but `cold` is of the second prompt, when the cache was warm; with a warm start (see
     `settings`) `cold` had what was read back by then. A bound is what the slower of computing
-    (`compute_only_tps`, measured with every expert taken for resident) and of reading the same
-    bytes at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time of a
+    (`compute_only_tps`, measured with every expert taken for resident) and of reading what was
+    missing at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time of a
     decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate while
     anything was being read.
     """
@@ -82,6 +83,7 @@ class BenchReport:
     tpot_p99_s: float
     hit_rate: float
     bytes_per_token: float
+    missed_bytes_per_token: float
     prefill_bytes: int
     stall_s: float
     compute_s: float
@@ -151,7 +153,9 @@ def _report(
     settings: dict[str, Any],
 ) -> BenchReport:
     rate = disk_gbps * 1e9 or float("inf")
-    bound_token_s = max(compute.decode_s, warm.bytes_per_token / rate)
+    missed = (warm.decode.asks - warm.decode.hits) / len(warm.token_s)
+    missed_bytes = missed * _mean_expert_bytes(loaded.layouts)
+    bound_token_s = max(compute.decode_s, missed_bytes / rate)
     bound_prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
     stall_s = warm.decode.stall_s / len(warm.token_s)
     ordered = sorted(warm.token_s)
@@ -166,6 +170,7 @@ def _report(
         tpot_p99_s=ordered[len(ordered) * 99 // 100],
         hit_rate=warm.decode.hit_rate,
         bytes_per_token=warm.bytes_per_token,
+        missed_bytes_per_token=missed_bytes,
         prefill_bytes=warm.prefill_bytes,
         stall_s=stall_s,
         compute_s=warm.decode_s - stall_s,
@@ -194,6 +199,11 @@ def _report(
         },
         settings={**settings, "capacity": loaded.plan.capacity, "kernels": loaded.kernels.name},
     )
+
+
+def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
+    """Return the bytes of an expert, on the mean over layers."""
+    return statistics.fmean(layout.expert_bytes for layout in layouts) if layouts else 0.0
 
 
 def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, check_either
+from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
@@ -56,7 +56,9 @@ def model(
         str, typer.Option(help=f"How experts are read: {', '.join(READERS)}.")
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
-    prefetch: Annotated[bool, typer.Option(help="Read what the next layer may ask for.")] = False,
+    prefetch: Annotated[
+        bool, typer.Option(help="Read what the next layer may ask for.")
+    ] = ReadOptions.prefetch,
     warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     max_tokens: MaxTokens = 500,

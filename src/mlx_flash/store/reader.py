@@ -132,6 +132,21 @@ class ReadBatch:
             _check(self._checked.pop())
         return self._num_bytes
 
+    def cancel(self) -> None:
+        """Let no run start any more; wait for nothing. `settled` says when none is under way."""
+        self._closed = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether no run is under way, nor will be."""
+        with self._change:
+            return self.done and self._num_active == 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has ended well."""
+        return self._num_left == 0 and self._error is None
+
     def close(self) -> None:
         """Let no run start any more and wait for those that have, whatever interrupts."""
         while True:

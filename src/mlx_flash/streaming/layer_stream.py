@@ -47,7 +47,8 @@ class LayerStream:
         self.places: tuple[SlotPool, SlotPool] = (stream.pools[layer], stream.sweeps[layer])
         self._layout = stream.layouts[layer]
         self._running: list[mx.array] = []
-        self._ahead: dict[int, ReadBatch] = {}
+        self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
+        self._leaving: dict[int, ReadBatch] = {}  # and those that were not asked for
         self.guess_next: Callable[[mx.array], None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
@@ -72,6 +73,7 @@ class LayerStream:
             layer, cache, counters = self._layout.layer, self.stream.cache, self.stream.counters
             self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(busiest_first))
             with cache.admit(layer, busiest_first) as admission, ExitStack() as reads:
+                counters.calls += 1
                 counters.asks += len(busiest_first)
                 counters.hits += len(admission.hits)
                 counters.swept += len(admission.without_slot)
@@ -96,20 +98,29 @@ class LayerStream:
             )
 
     def _settle(self, asked: set[int]) -> None:
-        """Keep of what was prefetched what is asked for or has arrived; stop reading the rest."""
-        counters = self.stream.counters
+        """Keep of what was prefetched what is asked for or has arrived; let go of the rest.
+
+        Nobody waits for reads that nobody asked for: they keep their slots until they have ended.
+        """
+        counters, cache, layer = self.stream.counters, self.stream.cache, self._layout.layer
         for expert in list(self._ahead):
             if expert in asked:
                 counters.prefetch_hits += 1
                 counters.prefetch_late += not self._ahead[expert].done
-                continue
-            batch, arrived = self._ahead.pop(expert), False
-            if batch.done:
-                with suppress(ExpertReadError):
-                    counters.bytes_read += batch.wait()
-                    arrived = True
-            batch.close()
-            self.stream.cache.release(self._layout.layer, expert, resident=arrived)
+            else:
+                self._leaving[expert] = self._ahead.pop(expert)
+                self._leaving[expert].cancel()
+        for expert, batch in list(self._leaving.items()):
+            if expert in asked:
+                batch.close()
+            if batch.settled:
+                del self._leaving[expert]
+                arrived = False
+                if batch.complete:
+                    with suppress(ExpertReadError):
+                        counters.bytes_read += batch.wait()
+                        arrived = True
+                cache.release(layer, expert, resident=arrived)
 
     def _parts(self, admission: Admission, reads: ExitStack, x: mx.array) -> Iterator[_Part]:
         """Yield what can be computed, in turn, while the rest is being read.

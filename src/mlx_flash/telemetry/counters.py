@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields, replace
 class StreamCounters:
     """Totals since the model was loaded; subtract two snapshots for an interval.
 
-    `asks` counts distinct (layer, expert) pairs per call of a layer, `hits` those that were
-    resident, `swept` those that got no slot; `stall_s` is the time the model waited for bytes,
-    `busy_s` the time in which any read was under way. Of the experts `prefetched`, `prefetch_hits`
-    were asked for, `prefetch_late` of those before they had arrived; guessing took `prefetch_s`.
+    Of the `calls` of a layer, `asks` counts the distinct (layer, expert) pairs per call, `hits`
+    those that were resident, `swept` those that got no slot; `stall_s` is the time the model waited
+    for bytes, `busy_s` the time in which any read was under way. Of the experts `prefetched`,
+    `prefetch_hits` were asked for, `prefetch_late` of those before they had arrived; `guesses` took
+    `prefetch_s`.
     `restored` counts experts of an earlier run that were read back before anyone asked for them;
     `bytes_read` includes their `restored_bytes`.
     """
@@ -25,6 +26,8 @@ class StreamCounters:
     prefetch_hits: int = 0
     prefetch_late: int = 0
     prefetch_s: float = 0.0
+    guesses: int = 0
+    calls: int = 0
     restored: int = 0
     restored_bytes: int = 0
 
