@@ -33,11 +33,14 @@ def test_every_family_reads_ahead_or_says_why_not(family: Family, tmp_path: Path
     assert differing(run_logits(ours.model, prompt, 8), run_logits(theirs, prompt, 8)) == []
     ours.stream.cache.check_integrity()
     if len(ours.layouts) > 1 and ours.stream.prefetcher.why_off == "":
-        assert ours.stream.counters.prefetched > 0
+        assert ours.stream.counters.guesses > 0
 
 
-def test_the_guess_is_what_the_next_router_picks_of_this_layers_input(checkpoint: Path) -> None:
+def test_the_guess_is_what_the_next_router_picks_of_this_layers_input(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where both layers have the same input and router, every guess is right."""
+    monkeypatch.setattr(prefetch, "_NOISE", 0.0)
     ours = streamed(checkpoint, 2, reads=PREFETCH)
     assert ours.stream is not None
     first, second = (ours.model.layers[number].mlp for number in (0, 2))

@@ -9,7 +9,7 @@ import pytest
 from mlx_flash.errors import UnsupportedModelError
 from mlx_flash.formats.layout import DIRECT_ALIGNMENT, SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
 from mlx_flash.formats.safetensors import FileStamp
-from mlx_flash.streaming.slots import SlotPool
+from mlx_flash.streaming.slots import SlotPool, new_slab
 
 STAMP = FileStamp(0, 0, 0, 0)
 
@@ -77,3 +77,18 @@ def test_a_slab_may_be_larger_than_an_axis_of_mlx() -> None:
 def test_a_type_that_mlx_has_not_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="F64"):
         SlotPool(layout(("up.weight", "F64", (2,), 8)), 1)
+
+
+def test_memory_for_slots_is_zero_and_keeps_what_is_written() -> None:
+    """Also where the system was asked for huge pages, which takes the memory back first."""
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    try:
+        for num_bytes in (8, 4096, 3 * 2**20 + 8, 64 * 2**20):
+            slab = new_slab(num_bytes, huge_pages=True)
+            content = np.frombuffer(memoryview(slab), np.uint64)
+            assert not content.any()
+            content[:] = np.arange(content.size)
+            assert mx.array_equal(slab, mx.arange(content.size, dtype=mx.uint64)).item()
+    finally:
+        mx.set_default_device(before)

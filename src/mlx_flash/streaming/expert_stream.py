@@ -94,7 +94,7 @@ def reads_of(
 
 def _sweeps(layouts: Sequence[ExpertLayout]) -> list[SlotPool]:
     """Return each layer's sweep buffer: all of them lie in the same memory."""
-    slab = new_slab(sweep_bytes(layouts))
+    slab = new_slab(sweep_bytes(layouts), huge_pages=True)
     return [SlotPool(layout, sweep_slots(layout), slab) for layout in layouts]
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 from ..errors import UnsupportedModelError
 from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
 from ..kernels.addresses import address_of
+from .huge_pages import use_huge_pages
 
 DTYPES: dict[str, mx.Dtype] = {
     "U8": mx.uint8,
@@ -38,6 +39,9 @@ class SlotPool:
     def __init__(self, layout: ExpertLayout, capacity: int, slab: mx.array | None = None) -> None:
         """Use `slab`, which `new_slab` made large enough, or one of its own.
 
+        That is in huge pages where fewer than half of the experts have a slot: they cost time once,
+        when they are first touched, and save it whenever an expert is read.
+
         Raises:
             UnsupportedModelError: an expert tensor has a type that MLX has not.
         """
@@ -46,7 +50,8 @@ class SlotPool:
         self.arrays: dict[str, mx.array] = {}
         self.capacity = capacity
         self.num_bytes = layout.slab_bytes(capacity)
-        slab = new_slab(self.num_bytes) if slab is None else slab
+        if slab is None:
+            slab = new_slab(self.num_bytes, huge_pages=capacity <= layout.num_experts // 2)
         start = -address_of(slab) % SLOT_ALIGNMENT
         step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
         for tensor in layout.tensors:
@@ -73,10 +78,15 @@ class SlotPool:
         return self
 
 
-def new_slab(num_bytes: int) -> mx.array:
-    """Return zeroed memory for slots; `num_bytes` as `ExpertLayout.slab_bytes` counts them."""
+def new_slab(num_bytes: int, huge_pages: bool = False) -> mx.array:
+    """Return zeroed memory for slots; `num_bytes` as `ExpertLayout.slab_bytes` counts them.
+
+    `huge_pages` asks for such on the CPU: for memory that is read into again and again.
+    """
     slab = mx.zeros((num_bytes // _WORD_BYTES,), dtype=mx.uint64)
     mx.eval(slab)
+    if huge_pages and mx.default_device() == mx.Device(mx.cpu):
+        use_huge_pages(address_of(slab), slab.nbytes)
     return slab
 
 
