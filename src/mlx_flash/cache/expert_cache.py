@@ -158,6 +158,26 @@ class ExpertCache:
             if age is not None:
                 slots.policy.used(expert, -age)
 
+    def resize(self, layer: int, capacity: int) -> dict[int, int] | None:
+        """Change a layer's slots; return the new slot for each old one that still holds an expert.
+
+        Where there are too many experts the policy's victims leave. None, and nothing has changed,
+        while slots are reserved or more experts pinned than there would be slots.
+        """
+        slots = self._layers[layer]
+        capacity = min(capacity, slots.num_experts)
+        if slots.reserved or len(slots.pins) > capacity:
+            return None
+        while len(slots.slot_of) > capacity:
+            victim = slots.policy.victim(slots.slot_of.keys() - slots.pins.keys(), slots.now)
+            del slots.slot_of[victim]
+            slots.policy.evicted(victim)
+        slots.capacity = capacity
+        kept = sorted(slots.slot_of.items(), key=lambda item: item[1])
+        moves = {old: new for new, (_, old) in enumerate(kept)}
+        slots.slot_of = {expert: moves[old] for expert, old in kept}
+        return moves
+
     @contextmanager
     def pin(self, layer: int, expert: int) -> Iterator[int]:
         """Keep a resident expert in its slot while the block runs; yield the slot. Pins nest.

@@ -36,8 +36,9 @@ from ..streaming.install import (
 )
 from ..streaming.swap import swap_modules
 from ..telemetry import machine
-from .backend import computes_on_cpu, model_memory
+from .backend import Memory, backend_name, computes_on_cpu, model_memory
 from .find import find_model
+from .guard import MemoryGuard
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
 from .warm_start import ResidentRecord, start_warm
 
@@ -148,7 +149,8 @@ def load_model(
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert that is streamed.
 
-    With a warm start, experts are being read in the background when this returns.
+    With a warm start, experts are being read in the background when this returns. Unless the
+    capacity is fixed, slots are given back from now on while the machine is short of memory.
 
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
     `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
@@ -169,7 +171,8 @@ def load_model(
         formats = [*swapped.formats, *expert_formats(sites, kernels.cpu)]
         kernels.cpu.compile(formats, activations(sites), on_compile)
     needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped)
-    plan, step = _plan(needs, limit, cache_options.capacity)
+    memory = model_memory()
+    plan, step = _plan(needs, limit, cache_options.capacity, memory)
     need = needs[0][1]
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
@@ -187,6 +190,8 @@ def load_model(
     use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
+    if stream is not None and cache_options.capacity is None and backend_name() != "cuda":
+        MemoryGuard(stream, plan, memory).start()
     return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step, kernels)
 
 
@@ -199,10 +204,12 @@ def _choose_direct(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> Rea
 
 
 def _plan(
-    needs: Sequence[tuple[int, ModelNeed]], limit: MemoryLimit, capacity: int | None
+    needs: Sequence[tuple[int, ModelNeed]],
+    limit: MemoryLimit,
+    capacity: int | None,
+    memory: Memory,
 ) -> tuple[MemoryPlan, int]:
     """Return the plan with the largest prefill step that works, and that step."""
-    memory = model_memory()
     limit_bytes = limit_in_bytes(limit, needs[0][1], *memory)
     for step, need in needs:
         try:

@@ -44,6 +44,9 @@ class Compute(Protocol):
     def in_parts(self, x: mx.array, shape: tuple[int, ...]) -> Parts:
         """Begin a call whose pairs have the shape `[..., K]`."""
 
+    def refresh(self) -> None:
+        """Look at the slots again: they lie elsewhere, or are more or fewer."""
+
 
 class Stacks(Protocol):
     """Where the stacks `[S, ...]` of a layer's expert tensors are: slots, or all its experts."""
@@ -88,9 +91,14 @@ class SlotLinear(Module):
         self._quantization = quantization
         self._kernels = kernels
         self.place = 0
+        self._matrices: list[Matrix | None] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the stacks again: they lie elsewhere, or have another number of slots."""
         self._matrices = [
-            kernels.matrix(self.tensors(place), quantization) if kernels else None
-            for place in range(len(places))
+            self._kernels.matrix(self.tensors(place), self._quantization) if self._kernels else None
+            for place in range(len(self._places))
         ]
 
     def matrix(self, place: int) -> "Matrix | None":
@@ -123,15 +131,11 @@ def computing(switch: Module, places: Sequence[Stacks], kernels: "CpuKernels | N
         quantization = adapter.quantization_of(projection)
         linears[name] = SlotLinear(places, name, tensors, quantization, kernels)
         adapter.replace_module(switch, name, linears[name])
-    kind = adapter.activation_of(switch)
     if kernels is not None:
-        found = [
-            _expert_matrices({name: linear.matrix(place) for name, linear in linears.items()}, kind)
-            for place in range(len(places))
-        ]
-        fused = [experts for experts in found if experts is not None]
-        if len(fused) == len(places):
-            return KernelCompute(kernels, fused)
+        kind = adapter.activation_of(switch)
+        fused = KernelCompute(kernels, linears, kind, len(places))
+        if fused.possible:
+            return fused
     return ModuleCompute(switch, tuple(linears.values()))
 
 
@@ -153,10 +157,38 @@ def _expert_matrices(
 class KernelCompute:
     """The CPU kernels, which do all of an expert; results are there when a call returns."""
 
-    def __init__(self, kernels: "CpuKernels", experts: Sequence["ExpertMatrices"]) -> None:
-        """`experts` are the matrices of each place."""
+    def __init__(
+        self,
+        kernels: "CpuKernels",
+        linears: Mapping[str, SlotLinear],
+        kind: Activation | None,
+        num_places: int,
+    ) -> None:
+        """Compute what `linears` and an activation do in the switch they are from."""
         self._kernels = kernels
-        self._experts = experts
+        self._linears = linears
+        self._kind = kind
+        self._num_places = num_places
+        self._experts: list[ExpertMatrices] = []
+        self.possible = False
+        self._look()
+
+    def _look(self) -> None:
+        """Look where the matrices of each place lie, and whether the kernels can read them."""
+        found = [
+            _expert_matrices(
+                {name: linear.matrix(place) for name, linear in self._linears.items()}, self._kind
+            )
+            for place in range(self._num_places)
+        ]
+        self._experts = [experts for experts in found if experts is not None]
+        self.possible = len(self._experts) == self._num_places
+
+    def refresh(self) -> None:
+        """Look at the slots again: they lie elsewhere, or are more or fewer."""
+        for linear in self._linears.values():
+            linear.refresh()
+        self._look()
 
     def whole(self, place: int, x: mx.array, slots: mx.array) -> mx.array:
         """Return what the experts in `slots[..., K]` make of `x[..., D]`: `[..., K, D]`."""
@@ -198,6 +230,11 @@ class ModuleCompute:
     def in_parts(self, x: mx.array, shape: tuple[int, ...]) -> Parts:
         """Begin a call whose pairs have the shape `[..., K]`."""
         return _ModuleParts(self, x, shape)
+
+    def refresh(self) -> None:
+        """Look at the slots again: they lie elsewhere, or are more or fewer."""
+        for linear in self._linears:
+            linear.refresh()
 
 
 class _ModuleParts:

@@ -3,6 +3,9 @@
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
 
 from ..cache.expert_cache import ExpertCache
 from ..cache.policies import POLICIES
@@ -15,6 +18,9 @@ from ..types import ExpertKey
 from .prefetch import Prefetcher
 from .restore import Restorer
 from .slots import SlotPool, new_slab
+
+if TYPE_CHECKING:
+    from .layer_stream import LayerStream
 
 
 class ExpertStream:
@@ -59,12 +65,32 @@ class ExpertStream:
         self.reader = ExpertReader(files, read_options)
         self.prefetcher = Prefetcher(self.counters)
         self.restorer = Restorer()
+        self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (
+            weakref.WeakValueDictionary()
+        )  # they hold this stream
         self.at_close: list[Callable[[], None]] = []
         self.close = weakref.finalize(self, _release, self.reader, files, self.at_close)
 
     def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
         """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
         return self.reader.start(reads_of(self.layouts[layer], experts, into, self._verify))
+
+    @property
+    def capacity(self) -> int:
+        """The slots of the layer that has most."""
+        return max(self.cache.capacities, default=0)
+
+    def resize(self, capacity: int) -> None:
+        """Change the slots of every layer, one after the other; the model may be running.
+
+        A layer into which experts are being read back is left as it is: ask again. Whoever calls
+        from a thread of its own needs a stream of MLX of its own.
+        """
+        for layer in list(self.layer_streams.values()):
+            if layer.places[0].capacity != min(capacity, self.layouts[layer.layer].num_experts):
+                layer.resize(capacity)
+        self.counters.resized += 1
+        mx.clear_cache()
 
     @property
     def slot_bytes(self) -> int:

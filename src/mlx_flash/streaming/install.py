@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,9 +121,9 @@ def install(
     stream = ExpertStream(layouts, capacities, cache_options, read_options)
     twins = []
     for site in sites:
-        layer = LayerStream(stream, site.layout.layer)
-        compute = computing(site.switch, layer.places, kernels)
-        twins.append(StreamedSwitch(site.switch, compute, layer))
+        new_compute = partial(computing, site.switch, kernels=kernels)
+        layer = LayerStream(stream, site.layout.layer, new_compute)
+        twins.append(StreamedSwitch(site.switch, layer))
         adapter.replace_module(model, site.path, twins[-1])
     if read_options.prefetch:
         for twin, following, site in zip(twins, twins[1:], sites[1:], strict=False):

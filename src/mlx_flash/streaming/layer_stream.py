@@ -42,9 +42,18 @@ class LayerStream:
     Exact for every capacity. Threads take turns.
     """
 
-    def __init__(self, stream: ExpertStream, layer: int) -> None:
+    def __init__(
+        self,
+        stream: ExpertStream,
+        layer: int,
+        new_compute: Callable[[Sequence[SlotPool]], Compute],
+    ) -> None:
+        """Run layer number `layer`; `new_compute` returns what computes on its places."""
         self.stream = stream
         self.places: tuple[SlotPool, SlotPool] = (stream.pools[layer], stream.sweeps[layer])
+        self.compute = new_compute(self.places)
+        stream.layer_streams[layer] = self
+        self.layer = layer
         self._layout = stream.layouts[layer]
         self._running: list[mx.array] = []
         self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
@@ -55,10 +64,10 @@ class LayerStream:
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
 
-    def run(self, compute: Compute, x: mx.array, indices: mx.array) -> mx.array:
+    def run(self, x: mx.array, indices: mx.array) -> mx.array:
         """Return what the experts `indices[..., K]` make of `x[..., D]`: `[..., K, D]`, unweighted.
 
-        `compute` is on the places. Evaluates `indices`.
+        Evaluates `indices`.
 
         Raises:
             ExpertReadError: an expert could not be read; it is not resident, the others are.
@@ -80,7 +89,7 @@ class LayerStream:
                 for batch in self._ahead.values():
                     reads.callback(batch.close)
                 try:
-                    return self._compute(compute, x, experts, self._parts(admission, reads, x))
+                    return self._compute(x, experts, self._parts(admission, reads, x))
                 except BaseException:
                     self._finish()  # the slots of the misses are about to be free
                     raise
@@ -96,6 +105,21 @@ class LayerStream:
             self._ahead[expert] = self.stream.start_reading(
                 self._layout.layer, {expert: slot}, self.places[SLOTS]
             )
+
+    def resize(self, capacity: int) -> bool:
+        """Change the layer's slots to `capacity`; False when experts are being read into them."""
+        with self.stream.lock:
+            self._settle(set())
+            for batch in self._leaving.values():
+                batch.close()
+            self._settle(set())
+            self._finish()
+            moves = self.stream.cache.resize(self._layout.layer, capacity)
+            if moves is None:
+                return False
+            self.places[SLOTS].resize(min(capacity, self._layout.num_experts), moves)
+            self.compute.refresh()
+            return True
 
     def _settle(self, asked: set[int]) -> None:
         """Keep of what was prefetched what is asked for or has arrived; let go of the rest.
@@ -164,9 +188,7 @@ class LayerStream:
         reads.callback(batch.close)
         return _Part(slots, place, batch)
 
-    def _compute(
-        self, compute: Compute, x: mx.array, experts: npt.NDArray[Any], parts: Iterable[_Part]
-    ) -> mx.array:
+    def _compute(self, x: mx.array, experts: npt.NDArray[Any], parts: Iterable[_Part]) -> mx.array:
         """Compute part by part the (token, k) pairs whose expert is in it."""
         pairs, gathered = experts.reshape(-1), None
         for part in parts:
@@ -176,11 +198,11 @@ class LayerStream:
             slots = table[pairs]
             inside = np.flatnonzero(slots != _NOWHERE)
             if inside.size == pairs.size:
-                y = compute.whole(part.place, x, mx.array(slots.reshape(experts.shape)))
+                y = self.compute.whole(part.place, x, mx.array(slots.reshape(experts.shape)))
                 self._launch(y, part.place)
                 break
             if gathered is None:
-                gathered = compute.in_parts(x, experts.shape)
+                gathered = self.compute.in_parts(x, experts.shape)
             self._launch(gathered.add(part.place, inside, slots[inside]), part.place)
         else:
             assert gathered is not None

@@ -1,9 +1,11 @@
 """Slot memory: one aligned slab of MLX memory per layer, seen as arrays and as bytes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import UnsupportedModelError
 from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
@@ -45,28 +47,56 @@ class SlotPool:
         Raises:
             UnsupportedModelError: an expert tensor has a type that MLX has not.
         """
+        self._layout = layout
         self._nbytes = {tensor.name: tensor.nbytes for tensor in layout.tensors}
         self._bytes: dict[str, memoryview] = {}
         self.arrays: dict[str, mx.array] = {}
         self.capacity = capacity
-        self.num_bytes = layout.slab_bytes(capacity)
         if slab is None:
-            slab = new_slab(self.num_bytes, huge_pages=capacity <= layout.num_experts // 2)
+            slab = new_slab(self.num_bytes, huge_pages=self._in_huge_pages)
+        self._lay_out(slab)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the slots take, alignment included."""
+        return self._layout.slab_bytes(self.capacity)
+
+    @property
+    def _in_huge_pages(self) -> bool:
+        return self.capacity <= self._layout.num_experts // 2
+
+    def _lay_out(self, slab: mx.array) -> None:
+        """Give each tensor its stack in a slab."""
         start = -address_of(slab) % SLOT_ALIGNMENT
         step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
-        for tensor in layout.tensors:
-            dtype = dtype_named(tensor.dtype, f"{layout.prefix}.{tensor.name}")
+        for tensor in self._layout.tensors:
+            dtype = dtype_named(tensor.dtype, f"{self._layout.prefix}.{tensor.name}")
             first = start + (tensor.phase if tensor.phase % step == 0 else 0)
-            nbytes = -(-capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
+            nbytes = -(-self.capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
             words = slab[first // _WORD_BYTES : (first + nbytes) // _WORD_BYTES]
-            stack = _stack(words, tensor, capacity, dtype)
+            stack = _stack(words, tensor, self.capacity, dtype)
             mx.eval(words, stack)
             assert address_of(stack) == address_of(words), (
                 "MLX copied slots instead of sharing them"
             )
             self._bytes[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
             self.arrays[tensor.name] = stack
-            start += tensor.slots_bytes(capacity)
+            start += tensor.slots_bytes(self.capacity)
+
+    def resize(self, capacity: int, moves: Mapping[int, int]) -> None:
+        """Change the slots, in new memory; `moves` has the new slot of each old one that is kept.
+
+        Takes the old and the new memory for as long as it copies. Views and arrays of before are
+        no longer the slots'; nothing may be writing or reading them.
+        """
+        before, self._bytes, self.arrays, self.capacity = self._bytes, {}, {}, capacity
+        self._lay_out(new_slab(self.num_bytes, huge_pages=self._in_huge_pages))
+        for name, nbytes in self._nbytes.items():
+            old, new = (np.frombuffer(side, np.uint8) for side in (before[name], self._bytes[name]))
+            for source, target in moves.items():
+                new[target * nbytes : (target + 1) * nbytes] = old[
+                    source * nbytes : (source + 1) * nbytes
+                ]
 
     def view(self, name: str, slot: int) -> memoryview:
         """Return the writable bytes of one tensor of one slot."""

@@ -32,8 +32,8 @@ class ExpertTwin(Module):
 class StreamedSwitch(ExpertTwin):
     """The twin of a switch whose experts are streamed. While `guessing` it raises `Guess`."""
 
-    def __init__(self, switch: Module, compute: Compute, layer_stream: LayerStream) -> None:
-        super().__init__(switch, compute)
+    def __init__(self, switch: Module, layer_stream: LayerStream) -> None:
+        super().__init__(switch, layer_stream.compute)
         self.layer_stream = layer_stream
         self.guessing = False
 
@@ -46,7 +46,7 @@ class StreamedSwitch(ExpertTwin):
         """
         if self.guessing:
             raise Guess(indices)
-        return self.layer_stream.run(self._compute, x, indices)
+        return self.layer_stream.run(x, indices)
 
 
 class ResidentSwitch(ExpertTwin):

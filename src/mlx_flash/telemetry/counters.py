@@ -12,8 +12,9 @@ class StreamCounters:
     for bytes, `busy_s` the time in which any read was under way. Of the experts `prefetched`,
     `prefetch_hits` were asked for, `prefetch_late` of those before they had arrived; `guesses` took
     `prefetch_s`.
-    `restored` counts experts of an earlier run that were read back before anyone asked for them;
-    `bytes_read` includes their `restored_bytes`.
+    The slots were `resized` so many times. `restored` counts experts of an earlier
+    run that were read back before anyone asked for them; `bytes_read` includes their
+    `restored_bytes`.
     """
 
     asks: int = 0
@@ -28,6 +29,7 @@ class StreamCounters:
     prefetch_s: float = 0.0
     guesses: int = 0
     calls: int = 0
+    resized: int = 0
     restored: int = 0
     restored_bytes: int = 0
 

@@ -1,0 +1,146 @@
+"""Slots given back and taken again: nothing changes in the results, and the memory is free."""
+
+import gc
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from comparing import differing, random_tokens, resident, run_logits, stream_of, streamed
+
+from mlx_flash.config import ReadOptions
+from mlx_flash.engine.backend import Memory
+from mlx_flash.engine.guard import MemoryGuard
+from mlx_flash.engine.load import LoadedModel
+from mlx_flash.telemetry.pressure import MemoryPressure
+
+NUM_EXPERTS, VOCAB = 8, 128
+EVERYTHING = ReadOptions(overlap_bytes=1, direct=True, prefetch=True)
+PROMPT = random_tokens(40, VOCAB)
+GIGABYTE = 10**9
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.mark.parametrize("reads", [None, EVERYTHING], ids=["at once", "everything"])
+@pytest.mark.parametrize("policy", ["lru", "lfu", "lcp"])
+def test_logits_stay_exact_when_slots_change_between_steps(
+    checkpoint: Path, device: str, policy: str, reads: ReadOptions | None
+) -> None:
+    ours = streamed(checkpoint, 5, policy, device, reads)
+    stream, rng = stream_of(ours), random.Random(0)
+
+    def resizing() -> Iterator[mx.array]:
+        for logits in run_logits(ours.model, PROMPT, 24):
+            yield logits
+            stream.resize(rng.randint(1, NUM_EXPERTS + 1))
+            stream.cache.check_integrity()
+
+    assert differing(resizing(), run_logits(resident(checkpoint, device), PROMPT, 24)) == []
+    assert stream.counters.resized == 25
+
+
+@pytest.mark.parametrize("device", ["cpu", "kernels"], indirect=True)
+def test_logits_stay_exact_when_another_thread_changes_the_slots(
+    checkpoint: Path, device: str
+) -> None:
+    ours = streamed(checkpoint, 5, device=device, reads=EVERYTHING)
+    stream, rng, ended = stream_of(ours), random.Random(1), threading.Event()
+
+    def resize_again_and_again() -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            while not ended.is_set():
+                stream.resize(rng.randint(1, NUM_EXPERTS))
+
+    thread = threading.Thread(target=resize_again_and_again)
+    thread.start()
+    try:
+        found = list(run_logits(ours.model, PROMPT, 40))
+    finally:
+        ended.set()
+        thread.join()
+    assert differing(found, run_logits(resident(checkpoint, device), PROMPT, 40)) == []
+    assert stream.counters.resized > 10
+    stream.cache.check_integrity()
+
+
+def test_the_best_experts_stay_when_slots_go(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 4, "lru")
+    stream = stream_of(ours)
+    for expert in (3, 1, 7, 5, 1):
+        with stream.cache.admit(0, [expert]):
+            pass
+    stream.resize(2)
+    assert stream.cache.residents(0) == {5: 1, 1: 0}
+    stream.resize(4)
+    assert stream.cache.residents(0) == {5: 1, 1: 0}
+    assert stream.cache.capacities == [4, 4]
+
+
+def test_a_layer_that_is_being_filled_keeps_its_slots_and_the_books(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 4)
+    stream = stream_of(ours)
+    assert len(stream.cache.reserve(0, [2])) == 1
+    stream.resize(1)
+    assert stream.cache.capacities == [4, 1]
+    stream.cache.release(0, 2, resident=False)
+    stream.resize(1)
+    assert stream.cache.capacities == [1, 1]
+    stream.cache.check_integrity()
+
+
+class Machine:
+    """A machine whose free memory is told."""
+
+    def __init__(self) -> None:
+        self.free_bytes = 10 * GIGABYTE
+
+    def __call__(self) -> MemoryPressure:
+        return MemoryPressure(self.free_bytes, must_give_back=False)
+
+
+def guarded(loaded: LoadedModel) -> tuple[MemoryGuard, Machine]:
+    machine, memory = Machine(), Memory(10 * GIGABYTE, 16 * GIGABYTE)
+    return MemoryGuard(stream_of(loaded), loaded.plan, memory, machine), machine
+
+
+def test_a_guard_gives_slots_back_at_once_and_takes_them_again_later(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = streamed(checkpoint, 5)
+    stream = stream_of(ours)
+    guard, machine = guarded(ours)
+    guard.look()
+    assert stream.capacity == 5
+    machine.free_bytes = 0
+    guard.look()
+    assert stream.cache.capacities == [1, 1]
+    now = time.monotonic()
+    machine.free_bytes = 10 * GIGABYTE
+    for seconds in range(1, 400):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        guard.look()
+        assert stream.capacity == 1 or seconds > 9
+    assert stream.capacity == 5
+    assert (
+        differing(run_logits(ours.model, PROMPT, 4), run_logits(resident(checkpoint), PROMPT, 4))
+        == []
+    )
+
+
+def test_a_guard_ends_with_its_stream(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 5)
+    guard, _ = guarded(ours)
+    del ours
+    gc.collect()
+    guard.look()  # nothing happens
+    guard._watch()  # its thread ends
