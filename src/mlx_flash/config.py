@@ -13,8 +13,8 @@ POLICY_NAMES = ("lru", "lfu", "lcp")
 KERNEL_NAMES = ("reference", "cpu")
 """The kernels that there are: MLX's operations, and ours for the CPU."""
 
-READERS = ("auto", "buffered", "direct", "mmap")
-"""How a benchmark may have experts read; mmap is there to compare with, and nowhere else."""
+READERS = ("auto", "buffered", "direct")
+"""How experts may be read."""
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}B": factor for unit, factor in _UNITS.items() if unit not in ("", "B")}
@@ -125,6 +125,17 @@ class ReadOptions:
     verify: bool = False
     max_gbps: float | None = None
     max_temperature_c: float | None = None
+
+    @staticmethod
+    def direct_by(reader: str) -> bool | None:
+        """Return the value of `direct` for one of READERS.
+
+        Raises:
+            OptionError: there is no such reader.
+        """
+        if reader not in READERS:
+            raise OptionError(f"there is no reader {reader!r}: take one of {', '.join(READERS)}.")
+        return None if reader == "auto" else reader == "direct"
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..cache.expert_cache import Admission, ExpertCache
-from ..config import READERS, CacheOptions, ReadOptions
+from ..config import CacheOptions, ReadOptions
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
@@ -32,6 +32,9 @@ from ..telemetry.counters import StreamCounters
 
 TEMPERATURE = 0.8
 COLD_TOKENS = 100
+MMAP = "mmap"
+"""A reader to compare with, which is nowhere else."""
+
 _COMPUTE_TOKENS = 100
 _READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and experts at a time
 
@@ -305,14 +308,12 @@ def drop_page_cache(files: Iterable[Path]) -> None:
 
 
 def read_options_of(reader: str, overlap: bool, prefetch: bool) -> ReadOptions:
-    """Return the options of a run whose experts are read by one of READERS.
+    """Return the options of a run whose experts are read by one of or by MMAP.
 
     Raises:
         OptionError: there is no such reader.
     """
-    if reader not in READERS:
-        raise OptionError(f"there is no reader {reader!r}: take one of {', '.join(READERS)}.")
-    direct = None if reader == "auto" else reader == "direct"
+    direct = False if reader == MMAP else ReadOptions.direct_by(reader)
     overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
     return ReadOptions(direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch)
 

@@ -16,7 +16,17 @@ from ..errors import OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
 from .folders import warm_start_folder
-from .options import AsJson, Capacity, Kernels, MaxTokens, Memory, Model, Policy, WarmStart
+from .options import (
+    AsJson,
+    Capacity,
+    Kernels,
+    MaxTokens,
+    Memory,
+    Model,
+    Policy,
+    Prefetch,
+    WarmStart,
+)
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -53,12 +63,10 @@ def model(
     policy: Policy = CacheOptions.policy,
     kernels: Kernels = None,
     reader: Annotated[
-        str, typer.Option(help=f"How experts are read: {', '.join(READERS)}.")
+        str, typer.Option(help=f"How experts are read: {', '.join(READERS)}, or mmap to compare.")
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
-    prefetch: Annotated[
-        bool, typer.Option(help="Read what the next layer may ask for.")
-    ] = ReadOptions.prefetch,
+    prefetch: Prefetch = ReadOptions.prefetch,
     warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     max_tokens: MaxTokens = 500,
@@ -74,6 +82,7 @@ def model(
     with notes.status("loading the model") as status:
         from ..bench.model import (
             COLD_TOKENS,
+            MMAP,
             MmapPreadv,
             measure_model,
             read_options_of,
@@ -93,7 +102,7 @@ def model(
             read_options=reads,
             kernel_options=kernel_options,
         )
-        if reader == "mmap" and loaded.stream:
+        if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
         settings = {"reader": reader, **settings_of(cache_options, reads)}
         report = measure_model(

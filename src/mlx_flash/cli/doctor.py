@@ -48,6 +48,9 @@ def command(
             f"{report.ssd_gbps:.2f} GB/s, {report.ssd_latency_s * 1e6:.0f} µs per small read "
             f"({gigabytes(report.ssd_read_bytes)} read {way})",
         )
+    celsius = report.ssd_temperature_c
+    warmth = "not told by this machine" if celsius is None else f"{celsius:.0f} °C"
+    table.add_row("disk temperature", warmth)
     console = Console(highlight=False, markup=False)
     console.print(table)
     for problem in report.problems:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from ..config import CacheOptions, KernelOptions, MemoryLimit, check_either
+from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
 from ..planner.memory import gigabytes
 from .folders import warm_start_folder
 from .options import (
@@ -22,9 +22,14 @@ from .options import (
     Memory,
     Model,
     Policy,
+    Prefetch,
     Prompt,
+    Reader,
     Seed,
+    SsdMaxGbps,
+    SsdMaxTemp,
     Temperature,
+    Verify,
     WarmStart,
 )
 from .status import StatusLine
@@ -46,6 +51,11 @@ def command(
     policy: Policy = CacheOptions.policy,
     kernels: Kernels = None,
     warm_start: WarmStart = True,
+    reader: Reader = READERS[0],
+    prefetch: Prefetch = ReadOptions.prefetch,
+    verify: Verify = False,
+    ssd_max_gbps: SsdMaxGbps = None,
+    ssd_max_temp: SsdMaxTemp = None,
     chat_template: ChatTemplate = True,
     as_json: AsJson = False,
 ) -> None:
@@ -54,6 +64,13 @@ def command(
     folder = warm_start_folder() if warm_start else None
     cache_options = CacheOptions(policy=policy, capacity=capacity, warm_start=folder)
     kernel_options = KernelOptions(kernels=kernels)
+    read_options = ReadOptions(
+        direct=ReadOptions.direct_by(reader),
+        prefetch=prefetch,
+        verify=verify,
+        max_gbps=ssd_max_gbps,
+        max_temperature_c=ssd_max_temp,
+    )
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)
     text = _text_of(prompt)
@@ -65,10 +82,12 @@ def command(
             max_tokens=max_tokens, temperature=temperature, seed=seed, chat_template=chat_template
         )
         loaded, tokenizer, tokens = _load(
-            model, text, options, limit, cache_options, kernel_options, loading
+            model, text, options, limit, cache_options, kernel_options, read_options, loading
         )
     if loaded.kernels.why:
         notes.print(loaded.kernels.why)
+    if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
+        notes.print("This machine gives no temperature of the disk that holds the model.")
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
     with contextlib.closing(loaded), StatusLine(enabled=not as_json) as status:
@@ -95,6 +114,7 @@ def _load(
     limit: MemoryLimit,
     cache_options: CacheOptions,
     kernel_options: KernelOptions,
+    read_options: ReadOptions,
     loading: Status | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
@@ -112,6 +132,7 @@ def _load(
         context_tokens=len(tokens) + room,
         prefill_steps=steps_for(len(tokens)),
         kernel_options=kernel_options,
+        read_options=read_options,
         on_compile=partial(_show_compiling, loading),
     )
     return loaded, files.tokenizer, tokens
@@ -139,6 +160,11 @@ def _summary(report: "GenerationReport") -> str:
             f"experts: {report.capacity} of {report.experts_per_layer} per layer in memory "
             f"({share:.0%} of {gigabytes(report.expert_bytes)}), hit rate {report.hit_rate:.1%}, "
             f"{gigabytes(report.expert_bytes_read)} read, waited {report.stall_s:.2f} s for them"
+        )
+    if report.resized:
+        lines.append(
+            f"slots changed {report.resized} times because the machine was short of memory: "
+            f"{report.capacity_now} per layer in the end"
         )
     if report.restored:
         lines.append(

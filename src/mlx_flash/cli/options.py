@@ -44,4 +44,24 @@ WarmStart = Annotated[
         help="Read back in the background what the model last had in memory, and remember it.",
     ),
 ]
+Reader = Annotated[
+    str,
+    typer.Option(
+        help="How experts are read: direct, past the page cache; buffered, through it; or auto, by "
+        "the memory that is free."
+    ),
+]
+Prefetch = Annotated[
+    bool, typer.Option(help="Read what the next layer may ask for, as long as that pays.")
+]
+Verify = Annotated[
+    bool, typer.Option(help="Compare each record of a packed model with its checksum.")
+]
+SsdMaxGbps = Annotated[
+    float | None, typer.Option(help="Read no more than so many GB per second on the average.")
+]
+SsdMaxTemp = Annotated[
+    float | None,
+    typer.Option(help="Pause reading while the disk is hotter than so many degrees Celsius."),
+]
 ChatTemplate = Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")]

@@ -15,6 +15,7 @@ from ..formats.checkpoint import Checkpoint
 from ..kernels.dispatch import choose_kernels
 from ..kernels.reference import Quantization
 from ..telemetry import machine
+from ..telemetry.disk_temperature import disk_temperature_c
 from .backend import backend_name, computes_on_cpu, model_memory
 from .disk import measure_disk
 
@@ -32,7 +33,8 @@ class DoctorReport:
     and `kernel_gbps` how many 10^9 bytes of 4-bit weights they multiply per second on all cores.
     `model_memory_bytes` is free where a model goes, the card's memory on CUDA. `ssd_gbps` is 10^9
     bytes per second; None where nothing could be measured. `direct_io` says whether the disk was
-    read past the page cache. `problems` are sentences.
+    read past the page cache; `ssd_temperature_c` is None where the disk does not tell. `problems`
+    are sentences.
     """
 
     versions: dict[str, str | None]
@@ -49,6 +51,7 @@ class DoctorReport:
     ssd_latency_s: float | None
     ssd_read_bytes: int
     direct_io: bool
+    ssd_temperature_c: float | None
     problems: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +66,8 @@ def examine(folder: Path) -> DoctorReport:
         ModelNotFoundError, FormatError: the folder is no sound checkpoint.
     """
     checkpoint = Checkpoint.open(folder)
-    shards = sorted({entry.path for entry in checkpoint.tensors.values()})
+    packed = {layer.path for layer in checkpoint.packed.values()}
+    shards = sorted(packed or {entry.path for entry in checkpoint.tensors.values()})
     disk = measure_disk(shards)
     available = machine.available_memory_bytes()
     versions = {
@@ -97,6 +101,7 @@ def examine(folder: Path) -> DoctorReport:
         ssd_latency_s=disk.latency_s,
         ssd_read_bytes=disk.read_bytes,
         direct_io=disk.direct,
+        ssd_temperature_c=disk_temperature_c(shards[0]),
         problems=problems,
     )
 

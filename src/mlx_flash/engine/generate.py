@@ -53,6 +53,9 @@ class GenerationReport:
     Sizes are bytes, times seconds, `*_tps` tokens per second. `capacity` is slots per layer.
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
+    The slots were `resized` so many times since the model was loaded, to `capacity_now`;
+    `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
+    process wrote while it generated, None where the system does not count.
     `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
     `peak_rss_bytes` is of the whole process, Python included.
     """
@@ -71,6 +74,10 @@ class GenerationReport:
     decode_bytes_per_token: float
     restored: int
     restored_bytes: int
+    resized: int
+    capacity_now: int
+    direct_io: bool
+    ssd_bytes_written: int | None
     stall_s: float
     memory_limit_bytes: int
     resident_bytes: int
@@ -139,6 +146,7 @@ def generate(
         mx.random.seed(options.seed)
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
+    written = machine.written_bytes()
     start = time.perf_counter()
     text, ttft_s, finish_reason, last = "", 0.0, "interrupted", None
     tokens: list[int] = []
@@ -177,12 +185,22 @@ def generate(
         decode_bytes_per_token=decode.bytes_read / max(1, len(tokens) - 1),
         restored=counters.restored,
         restored_bytes=counters.restored_bytes,
+        resized=counters.resized,
+        capacity_now=loaded.stream.capacity if loaded.stream else 0,
+        direct_io=loaded.stream.reader.direct if loaded.stream else False,
+        ssd_bytes_written=_since(written),
         stall_s=total.stall_s,
         **_memory_fields(loaded),
         backend=backend_name(),
         kernels=loaded.kernels.name,
         lossy=[],
     )
+
+
+def _since(written: int | None) -> int | None:
+    """Return the bytes that this process has had written since then; None where nobody counts."""
+    now = machine.written_bytes()
+    return None if written is None or now is None else now - written
 
 
 def _memory_fields(loaded: LoadedModel) -> dict[str, int]:

@@ -221,6 +221,11 @@ class ExpertReader:
             self._num_threads += 1
 
     @property
+    def direct(self) -> bool:
+        """Whether reads were asked to go past the page cache."""
+        return bool(self._options.direct)
+
+    @property
     def busy_s(self) -> float:
         """Seconds in which a read was under way."""
         return self._watch.total_s

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from ..formats.layout import ExpertLayout, sweep_bytes, sweep_slots
 from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader, Read, ReadBatch
 from ..telemetry.counters import StreamCounters
+from ..telemetry.disk_temperature import disk_temperature_c
 from ..types import ExpertKey
 from .prefetch import Prefetcher
 from .restore import Restorer
@@ -62,7 +64,8 @@ class ExpertStream:
         self.sweeps = _sweeps(self.layouts)
         stamps = {path: stamp for layout in layouts for path, stamp in layout.files.items()}
         files = CheckpointFiles(stamps, direct=bool(read_options.direct))
-        self.reader = ExpertReader(files, read_options)
+        disk_c = partial(disk_temperature_c, next(iter(stamps)))
+        self.reader = ExpertReader(files, read_options, disk_c=disk_c)
         self.prefetcher = Prefetcher(self.counters)
         self.restorer = Restorer()
         self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (
