@@ -101,6 +101,29 @@ def test_the_first_vote_is_cast_without_noise() -> None:
     assert mx.array_equal(noisy, prefetch._with_noise(x)).item()
 
 
+def test_what_could_not_be_read_ahead_is_read_when_it_is_asked_for(checkpoint: Path) -> None:
+    loaded = opened(checkpoint, CacheOptions(capacity=2), MemoryLimit(), "cpu", PREFETCH)
+    assert loaded.stream is not None
+    layer = loaded.model.layers[2].mlp.switch_mlp.layer_stream
+    healthy = loaded.stream.reader.preadv
+
+    def broken(descriptor: int, views: Any, offset: int) -> int:
+        raise OSError(5, "Input/output error")
+
+    loaded.stream.reader.preadv = broken
+    layer.prefetch([5])
+    batch = layer._ahead[5]
+    with batch._change:
+        batch._change.wait_for(lambda: batch.done)
+    loaded.stream.reader.preadv = healthy
+    layer._settle({5})
+    assert not layer._ahead
+    loaded.stream.cache.check_integrity()
+    theirs = resident(checkpoint)
+    prompt = random_tokens(5, 100)
+    assert differing(run_logits(loaded.model, prompt, 8), run_logits(theirs, prompt, 8)) == []
+
+
 def test_what_is_read_ahead_in_vain_is_a_victim_before_what_was_used(checkpoint: Path) -> None:
     loaded = opened(checkpoint, CacheOptions(capacity=2), MemoryLimit(), "cpu", PREFETCH)
     assert loaded.stream is not None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlx_flash.config import ReadOptions
@@ -87,6 +88,22 @@ def test_direct_reads_fill_views_in_step_without_a_copy_and_the_others_too(
     for read, (offset, nbytes) in zip(reads, places, strict=True):
         assert bytes(read.into[0]) == CONTENT[offset : offset + nbytes]
     assert (36_864 - 4096 in filled) == in_step  # the whole blocks of the first view
+
+
+def test_direct_reads_leave_memory_to_the_processor_that_may_be_moved(file: Path) -> None:
+    """Where CUDA moves memory to the card while a disk writes into it, the bytes are lost."""
+    views = (memoryview(mmap.mmap(-1, 8192)), memoryview(mmap.mmap(-1, 4096)))
+    addresses = {np.frombuffer(view, np.uint8).ctypes.data for view in views}
+
+    def preadv(descriptor: int, targets: Sequence[memoryview], offset: int) -> int:
+        (target,) = targets
+        assert np.frombuffer(target, np.uint8).ctypes.data not in addresses
+        return os.preadv(descriptor, list(targets), offset)
+
+    files = CheckpointFiles({file: stamp_of(file)}, direct=True)
+    reader = ExpertReader(files, ReadOptions(), preadv, straight=False)
+    assert do_reads(reader, [Read(ExpertKey(0, 0), file, 4096, views)]) == 12_288
+    assert b"".join(views) == CONTENT[4096 : 4096 + 12_288]
 
 
 def test_a_direct_read_that_stops_early_goes_on(file: Path) -> None:

@@ -12,26 +12,28 @@ from ..formats.layout import DIRECT_ALIGNMENT
 Preadv = Callable[[int, Sequence[memoryview], int], int]
 """What reads: a descriptor, views to fill one after the other, and where in the file; `preadv`."""
 
-_BLOCK_BYTES = 1024 * 1024  # of direct reads whose place or size is not aligned, per thread
+_BLOCK_BYTES = 4 * 1024 * 1024  # of direct reads whose place or size is not aligned, per thread
 
 
 class DirectReads:
     """Fills views from files that must be read in whole blocks of DIRECT_ALIGNMENT."""
 
-    def __init__(self) -> None:
+    def __init__(self, straight: bool) -> None:
+        """Let the disk write `straight` into views, where it can, or never."""
+        self._straight = straight
         self._of_thread = threading.local()
 
     def fill(
         self, preadv: Preadv, descriptor: int, offset: int, views: Sequence[memoryview]
     ) -> int:
-        """Read whole blocks: straight into the views where file and memory are in step.
+        """Read whole blocks, where it may straight into the views: file and memory are in step.
 
         The blocks that a view shares with others, and all of a view out of step, go through memory
         of this thread. Returns the bytes read.
         """
         end = offset + sum(view.nbytes for view in views)
         block = memoryview(self._block())
-        parts, shared = _parts(offset, views, block)
+        parts, shared = _parts(offset, views, block) if self._straight else ([], [])
         if parts and preadv(descriptor, parts, _floor(offset)) >= end - _floor(offset):
             for start, part in shared:
                 _scatter(start, part, offset, views)

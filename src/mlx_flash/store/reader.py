@@ -168,8 +168,11 @@ class ExpertReader:
         options: ReadOptions,
         preadv: Preadv = os.preadv,
         disk_c: Callable[[], float | None] = lambda: None,
+        straight: bool = True,
     ) -> None:
         """Start no thread yet. `preadv` may be replaced: to make reads fail, or to compare.
+
+        Direct reads go `straight` into the views, unless somebody may move that memory meanwhile.
 
         `disk_c` returns the disk's temperature in degrees Celsius, None where there is none.
         """
@@ -178,7 +181,7 @@ class ExpertReader:
         self.preadv = preadv
         self.rate_cap = RateCap(options.max_gbps)
         self.heat_pause = HeatPause(options.max_temperature_c, disk_c)
-        self._direct = DirectReads()
+        self._direct = DirectReads(straight)
         self._watch = _StopWatch()
         self._work: SimpleQueue[tuple[ReadBatch, Run] | None] = SimpleQueue()
         self._num_threads = 0

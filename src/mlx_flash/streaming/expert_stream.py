@@ -65,7 +65,9 @@ class ExpertStream:
         stamps = {path: stamp for layout in layouts for path, stamp in layout.files.items()}
         files = CheckpointFiles(stamps, direct=bool(read_options.direct))
         disk_c = partial(disk_temperature_c, next(iter(stamps)))
-        self.reader = ExpertReader(files, read_options, disk_c=disk_c)
+        # CUDA moves managed memory between card and host, also under a disk that writes into it
+        straight = not mx.cuda.is_available() or mx.default_device() == mx.Device(mx.cpu)
+        self.reader = ExpertReader(files, read_options, disk_c=disk_c, straight=straight)
         self.prefetcher = Prefetcher(self.counters)
         self.restorer = Restorer()
         self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (

@@ -125,15 +125,17 @@ class LayerStream:
         """Keep of what was prefetched what is asked for or has arrived; let go of the rest.
 
         Nobody waits for reads that nobody asked for: they keep their slots until they have ended.
+        What could not be read ahead is read again.
         """
         counters, cache, layer = self.stream.counters, self.stream.cache, self._layout.layer
-        for expert in list(self._ahead):
-            if expert in asked:
+        for expert, batch in list(self._ahead.items()):
+            failed = batch.done and not batch.complete
+            if expert in asked and not failed:
                 counters.prefetch_hits += 1
-                counters.prefetch_late += not self._ahead[expert].done
+                counters.prefetch_late += not batch.done
             else:
                 self._leaving[expert] = self._ahead.pop(expert)
-                self._leaving[expert].cancel()
+                batch.cancel()
         for expert, batch in list(self._leaving.items()):
             if expert in asked:
                 batch.close()
