@@ -124,6 +124,23 @@ def test_what_could_not_be_read_ahead_is_read_when_it_is_asked_for(checkpoint: P
     assert differing(run_logits(loaded.model, prompt, 8), run_logits(theirs, prompt, 8)) == []
 
 
+def test_an_interrupt_between_slot_and_read_loses_no_slot(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = opened(checkpoint, CacheOptions(capacity=2), MemoryLimit(), "cpu", PREFETCH)
+    assert loaded.stream is not None
+    layer = loaded.model.layers[2].mlp.switch_mlp.layer_stream
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.stream, "start_reading", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer.prefetch([5, 6])
+    assert len(loaded.stream.cache.reserve(1, [0, 1])) == 2
+
+
 def test_what_is_read_ahead_in_vain_is_a_victim_before_what_was_used(checkpoint: Path) -> None:
     loaded = opened(checkpoint, CacheOptions(capacity=2), MemoryLimit(), "cpu", PREFETCH)
     assert loaded.stream is not None

@@ -307,7 +307,7 @@ def drop_page_cache(files: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def read_options_of(reader: str, overlap: bool, prefetch: bool) -> ReadOptions:
+def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
     """Return the options of a run whose experts are read by one of or by MMAP.
 
     Raises:

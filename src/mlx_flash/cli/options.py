@@ -52,7 +52,11 @@ Reader = Annotated[
     ),
 ]
 Prefetch = Annotated[
-    bool, typer.Option(help="Read what the next layer may ask for, as long as that pays.")
+    bool | None,
+    typer.Option(
+        "--prefetch/--no-prefetch",
+        help="Read what the next layer may ask for, as long as that pays. Default: on the CPU.",
+    ),
 ]
 Verify = Annotated[
     bool, typer.Option(help="Compare each record of a packed model with its checksum.")

@@ -176,7 +176,7 @@ def load_model(
     need = needs[0][1]
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
-    reads = _choose_direct(read_options or ReadOptions(), plan, need)
+    reads = _decide_reads(read_options or ReadOptions(), plan, need)
     if plan.capacity is None and checkpoint.packed:
         read_packed_experts(sites, reads)
     if plan.capacity is not None:
@@ -195,8 +195,13 @@ def load_model(
     return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step, kernels)
 
 
-def _choose_direct(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:
-    """Return the options with `direct` decided: the page cache helps where it can hold most."""
+def _decide_reads(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:
+    """Return the options with `direct` and `prefetch` decided.
+
+    The page cache helps where it can hold most. On a GPU guesses take longer than they hide.
+    """
+    if reads.prefetch is None:
+        reads = replace(reads, prefetch=computes_on_cpu())
     if reads.direct is not None:
         return reads
     spare = machine.available_memory_bytes() - plan.total_bytes

@@ -101,10 +101,14 @@ class LayerStream:
         self._finish()
         slots = self.stream.cache.reserve(self._layout.layer, experts)
         self.stream.counters.prefetched += len(slots)
-        for expert, slot in slots.items():
-            self._ahead[expert] = self.stream.start_reading(
-                self._layout.layer, {expert: slot}, self.places[SLOTS]
-            )
+        try:
+            for expert, slot in slots.items():
+                self._ahead[expert] = self.stream.start_reading(
+                    self._layout.layer, {expert: slot}, self.places[SLOTS]
+                )
+        finally:  # an interrupt may leave some that nobody reads
+            for expert in slots.keys() - self._ahead.keys():
+                self.stream.cache.release(self._layout.layer, expert, resident=False)
 
     def resize(self, capacity: int) -> bool:
         """Change the layer's slots to `capacity`; False when experts are being read into them."""
