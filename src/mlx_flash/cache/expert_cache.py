@@ -161,6 +161,8 @@ class ExpertCache:
     def resize(self, layer: int, capacity: int) -> dict[int, int] | None:
         """Change a layer's slots; return the new slot for each old one that still holds an expert.
 
+        An expert moves only when its slot is gone, to one that was free.
+
         Where there are too many experts the policy's victims leave. None, and nothing has changed,
         while slots are reserved or more experts pinned than there would be slots.
         """
@@ -173,9 +175,10 @@ class ExpertCache:
             del slots.slot_of[victim]
             slots.policy.evicted(victim)
         slots.capacity = capacity
-        kept = sorted(slots.slot_of.items(), key=lambda item: item[1])
-        moves = {old: new for new, (_, old) in enumerate(kept)}
-        slots.slot_of = {expert: moves[old] for expert, old in kept}
+        kept = slots.slot_of.values()
+        free = [slot for slot in range(capacity) if slot not in kept]
+        moves = {old: old if old < capacity else free.pop(0) for old in kept}
+        slots.slot_of = {expert: moves[old] for expert, old in slots.slot_of.items()}
         return moves
 
     @contextmanager

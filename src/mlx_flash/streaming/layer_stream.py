@@ -121,8 +121,8 @@ class LayerStream:
             moves = self.stream.cache.resize(self._layout.layer, capacity)
             if moves is None:
                 return False
-            self.places[SLOTS].resize(min(capacity, self._layout.num_experts), moves)
-            self.compute.refresh()
+            if self.places[SLOTS].resize(min(capacity, self._layout.num_experts), moves):
+                self.compute.refresh()
             return True
 
     def _settle(self, asked: set[int]) -> None:

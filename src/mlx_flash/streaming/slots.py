@@ -1,6 +1,7 @@
 """Slot memory: one aligned slab of MLX memory per layer, seen as arrays and as bytes."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ..errors import UnsupportedModelError
 from ..formats.layout import SLOT_ALIGNMENT, ExpertLayout, ExpertTensor
 from ..kernels.addresses import address_of
-from .huge_pages import use_huge_pages
+from .pages import give_pages_back, use_huge_pages
 
 DTYPES: dict[str, mx.Dtype] = {
     "U8": mx.uint8,
@@ -83,19 +84,46 @@ class SlotPool:
             self.arrays[tensor.name] = stack
             start += tensor.slots_bytes(self.capacity)
 
-    def resize(self, capacity: int, moves: Mapping[int, int]) -> None:
-        """Change the slots, in new memory; `moves` has the new slot of each old one that is kept.
+    def resize(self, capacity: int, moves: Mapping[int, int]) -> bool:
+        """Change the slots; `moves` has the new slot of each old one that is kept.
 
-        Takes the old and the new memory for as long as it copies. Views and arrays of before are
-        no longer the slots'; nothing may be writing or reading them.
+        Nothing may be writing or reading them. Returns whether they lie elsewhere now: on the CPU
+        of a Linux machine slots are given back where they are, elsewhere, and when there are to be
+        more than ever, they move to new memory, both of which is taken for a moment.
         """
-        before, self._bytes, self.arrays, self.capacity = self._bytes, {}, {}, capacity
+        before, num_slots = self._bytes, next(iter(self.arrays.values())).shape[0]
+        in_place = capacity <= num_slots and self._give_back(capacity, num_slots, moves)
+        self.capacity = capacity
+        if in_place:
+            return False
+        self._bytes, self.arrays = {}, {}
         self._lay_out(new_slab(self.num_bytes, huge_pages=self._in_huge_pages))
+        self._copy(before, self._bytes, moves)
+        return True
+
+    def _give_back(self, capacity: int, num_slots: int, moves: Mapping[int, int]) -> bool:
+        """Move what is kept below `capacity` and give back what lies above, if that is possible."""
+        if sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu):
+            return False
+        self._copy(self._bytes, self._bytes, {o: n for o, n in moves.items() if o != n})
+        return all(
+            give_pages_back(
+                address_of(self.arrays[name]) + capacity * nbytes, (num_slots - capacity) * nbytes
+            )
+            for name, nbytes in self._nbytes.items()
+        )
+
+    def _copy(
+        self,
+        source: Mapping[str, memoryview],
+        target: Mapping[str, memoryview],
+        moves: Mapping[int, int],
+    ) -> None:
         for name, nbytes in self._nbytes.items():
-            old, new = (np.frombuffer(side, np.uint8) for side in (before[name], self._bytes[name]))
-            for source, target in moves.items():
-                new[target * nbytes : (target + 1) * nbytes] = old[
-                    source * nbytes : (source + 1) * nbytes
+            old, new = (np.frombuffer(side[name], np.uint8) for side in (source, target))
+            for before, after in moves.items():
+                new[after * nbytes : (after + 1) * nbytes] = old[
+                    before * nbytes : (before + 1) * nbytes
                 ]
 
     def view(self, name: str, slot: int) -> memoryview:
