@@ -308,7 +308,7 @@ def drop_page_cache(files: Iterable[Path]) -> None:
 
 
 def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
-    """Return the options of a run whose experts are read by one of or by MMAP.
+    """Return the options of a run whose experts are read by one of READERS, or by MMAP.
 
     Raises:
         OptionError: there is no such reader.

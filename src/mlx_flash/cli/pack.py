@@ -49,10 +49,10 @@ def command(
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     notes = Console(stderr=True, highlight=False, markup=False)
     with Progress(*columns, console=notes) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, visible=False)
 
         def on_bytes(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total, visible=True)
 
         from ..engine.find import find_model
         from ..engine.pack import check, pack

@@ -18,6 +18,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = [
     "*.json",
     "model*.safetensors",
+    "experts-*.safetensors",  # of the packed store
     "tokenizer.model",
     "*.tiktoken",
     "*.txt",

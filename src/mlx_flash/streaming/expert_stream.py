@@ -91,8 +91,8 @@ class ExpertStream:
         A layer into which experts are being read back is left as it is: ask again. Whoever calls
         from a thread of its own needs a stream of MLX of its own.
         """
-        for layer in list(self.layer_streams.values()):
-            if layer.places[0].capacity != min(capacity, self.layouts[layer.layer].num_experts):
+        for number, layer in list(self.layer_streams.items()):
+            if self.cache.capacities[number] != min(capacity, self.layouts[number].num_experts):
                 layer.resize(capacity)
         self.counters.resized += 1
         mx.clear_cache()

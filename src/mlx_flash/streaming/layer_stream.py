@@ -53,7 +53,6 @@ class LayerStream:
         self.places: tuple[SlotPool, SlotPool] = (stream.pools[layer], stream.sweeps[layer])
         self.compute = new_compute(self.places)
         stream.layer_streams[layer] = self
-        self.layer = layer
         self._layout = stream.layouts[layer]
         self._running: list[mx.array] = []
         self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
