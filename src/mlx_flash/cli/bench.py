@@ -69,6 +69,10 @@ def model(
     prefetch: Prefetch = ReadOptions.prefetch,
     warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
+    prefill_step: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompt tokens to compute at once. Default: as memory allows."),
+    ] = None,
     max_tokens: MaxTokens = 500,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +102,7 @@ def model(
             limit,
             cache_options,
             context_tokens=prompt_tokens + max(max_tokens, COLD_TOKENS),
-            prefill_steps=steps_for(prompt_tokens),
+            prefill_steps=[prefill_step] if prefill_step else steps_for(prompt_tokens),
             read_options=reads,
             kernel_options=kernel_options,
         )
