@@ -7,7 +7,17 @@ from pathlib import Path
 
 from .errors import MemoryPlanError, OptionError
 
-POLICY_NAMES = ("lru", "lfu", "lcp")
+POLICY_NAMES = (
+    "decayed",
+    "lru",
+    "lru2",
+    "slru",
+    "lfu",
+    "lfru",
+    "lcp",
+    "least-stale",
+    "forward",
+)
 """The eviction policies that there are."""
 
 KERNEL_NAMES = ("reference", "cpu")

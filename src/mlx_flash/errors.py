@@ -7,6 +7,7 @@ MLXFlashError
 ├── MemoryPlanError        does not fit; says what would, in bytes
 ├── ModelNotFoundError     no such path or repository
 ├── PromptError            the prompt is empty or does not fit the model's context
+├── TraceError             a file is no routing trace, or one of another model
 ├── PackError              a pack cannot be written: the disk is full, or refuses
 └── OptionError            an option has a value that makes no sense
 """
@@ -68,6 +69,10 @@ class PromptError(MLXFlashError):
 
 class PackError(MLXFlashError):
     """Raised when a packed model cannot be written. What was complete stays, to go on from."""
+
+
+class TraceError(MLXFlashError):
+    """Raised when a routing trace cannot be read or written, or belongs to another model."""
 
 
 class OptionError(MLXFlashError):

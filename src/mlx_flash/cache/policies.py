@@ -4,7 +4,9 @@ One policy object serves one layer. Time is counted in admissions of that layer,
 cache, so that a policy holds no clock of its own.
 """
 
-from collections.abc import Callable, Iterable
+import bisect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -68,6 +70,58 @@ class LRU(_ByWorth):
         return (self._last_use.get(expert, _NEVER), expert)
 
 
+class LRU2(_ByWorth):
+    """Evicts the expert whose last use but one was longest ago (O'Neil et al., LRU-K, 1993).
+
+    Uses outlive an eviction. One that was used once leaves before all that were used twice.
+    """
+
+    def __init__(self) -> None:
+        self._uses: dict[int, tuple[float, float]] = {}
+
+    def used(self, expert: int, now: int) -> None:
+        """Note the use."""
+        last = self._uses.get(expert, (_NEVER, _NEVER))[1]
+        self._uses[expert] = (last, now)
+
+    def evicted(self, expert: int) -> None:
+        """Keep the uses: they say how often an expert comes back."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        return (*self._uses.get(expert, (_NEVER, _NEVER)), expert)
+
+
+class SLRU(_ByWorth):
+    """Evicts first who was used once since it came in, then by age (segmented LRU).
+
+    At most four fifths of the residents are protected; beyond that the oldest of them is not.
+    """
+
+    _PROTECTED_SHARE = 0.8
+
+    def __init__(self) -> None:
+        self._last_use: dict[int, int] = {}
+        self._protected: dict[int, None] = {}  # oldest use first
+
+    def used(self, expert: int, now: int) -> None:
+        """Note the use; protect who is used again."""
+        again = expert in self._last_use
+        self._last_use[expert] = now
+        if again:
+            self._protected.pop(expert, None)
+            self._protected[expert] = None
+        while len(self._protected) > max(1, self._PROTECTED_SHARE * len(self._last_use)):
+            del self._protected[next(iter(self._protected))]
+
+    def evicted(self, expert: int) -> None:
+        """Forget the expert."""
+        self._last_use.pop(expert, None)
+        self._protected.pop(expert, None)
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        return (expert in self._protected, self._last_use.get(expert, _NEVER), expert)
+
+
 class LFU(_ByWorth):
     """Evicts the expert with the fewest uses; counts outlive an eviction, ties go by age."""
 
@@ -87,11 +141,21 @@ class LFU(_ByWorth):
         return (self._uses.get(expert, 0), self._last_use.get(expert, _NEVER), expert)
 
 
+class LFRU(LFU):
+    """Evicts the lowest `uses / age`, age in admissions since the last use: vLLM's "LFRU"."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        last = self._last_use.get(expert)
+        worth = 0.0 if last is None else self._uses[expert] / (now - last + 1)
+        return (worth, self._last_use.get(expert, _NEVER), expert)
+
+
 class LCP(LFU):
     """Evicts the lowest `uses * 0.25 ** (age / 128)`, age in admissions since the last use.
 
     The "least critical priority" of mlx-moe and the first MLX-Flash; as there, an evicted
-    expert starts again from zero uses.
+    expert starts again from zero uses. Their bias by a layer's depth is left out: it favours all
+    experts of a layer alike, and each layer has slots of its own.
     """
 
     def evicted(self, expert: int) -> None:
@@ -104,5 +168,119 @@ class LCP(LFU):
         return (self._uses.get(expert, 0) * 0.25 ** (age / 128), expert)
 
 
-POLICIES: dict[str, Callable[[], Policy]] = dict(zip(POLICY_NAMES, (LRU, LFU, LCP), strict=True))
+class Decayed(_ByWorth):
+    """Evicts the lowest frequency, which halves in `half_life` admissions and grows by 1 a use.
+
+    Frequencies outlive an eviction. What is kept is `log2(frequency) + last use / half_life`, which
+    orders experts as their frequencies do at any one time, and changes with a use alone.
+    """
+
+    def __init__(self, half_life: float = 32.0) -> None:
+        self._half_life = half_life
+        self._score: dict[int, float] = {}
+
+    def used(self, expert: int, now: int) -> None:
+        """Let the frequency decay until now and add the use."""
+        here = now / self._half_life
+        before = 2.0 ** (self._score.get(expert, _NEVER) - here)
+        self._score[expert] = here + math.log2(before + 1.0)
+
+    def evicted(self, expert: int) -> None:
+        """Keep the frequency."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        return (self._score.get(expert, _NEVER), expert)
+
+
+class LeastStale(_ByWorth):
+    """Evicts who is expected back last: last use plus the mean time between its uses.
+
+    The reading of SpecMD's "Least-Stale" (2026) by moving averages of reuse. One that was used once
+    is expected back as long after as it has been away.
+    """
+
+    _WEIGHT = 0.25  # of the newest interval in the mean
+
+    def __init__(self) -> None:
+        self._last_use: dict[int, int] = {}
+        self._interval: dict[int, float] = {}
+
+    def used(self, expert: int, now: int) -> None:
+        """Note the use and the time since the one before."""
+        if expert in self._last_use:
+            away = now - self._last_use[expert]
+            mean = self._interval.get(expert, away)
+            self._interval[expert] = mean + self._WEIGHT * (away - mean)
+        self._last_use[expert] = now
+
+    def evicted(self, expert: int) -> None:
+        """Keep what is known of its uses."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        last = self._last_use.get(expert)
+        if last is None:
+            return (_NEVER, _NEVER, expert)
+        staleness = max(now - last, self._interval.get(expert, now - last))
+        return (-staleness, last, expert)
+
+
+class Forward(Decayed):
+    """Evicts who is least likely used soon: its frequency, and who followed who is used now.
+
+    An online guess at Belady's choice. It counts which experts a layer uses one step after which
+    others; `_TRUST` of those likelihoods are added to the frequency's rate of use.
+    """
+
+    _TRUST = 4.0
+    _PRIOR = 8.0  # uses after which an expert's followers count half
+
+    def __init__(self, half_life: float = 32.0) -> None:
+        super().__init__(half_life)
+        self._now = 0
+        self._current: list[int] = []
+        self._previous: list[int] = []
+        self._uses: dict[int, int] = {}
+        self._followers: dict[int, dict[int, int]] = {}
+
+    def used(self, expert: int, now: int) -> None:
+        """Note the use, and that it followed those of the step before."""
+        super().used(expert, now)
+        if now != self._now:
+            self._previous, self._current, self._now = self._current, [], now
+        self._current.append(expert)
+        self._uses[expert] = self._uses.get(expert, 0) + 1
+        for before in self._previous:
+            followers = self._followers.setdefault(before, {})
+            followers[expert] = followers.get(expert, 0) + 1
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        frequency = 2.0 ** (self._score.get(expert, _NEVER) - now / self._half_life)
+        follows = sum(
+            self._followers.get(user, {}).get(expert, 0) / (self._uses[user] + self._PRIOR)
+            for user in self._current
+        )
+        return (frequency + self._TRUST * follows, self._score.get(expert, _NEVER), expert)
+
+
+class Belady(_ByWorth):
+    """Evicts who is used again last: the bound of all others, for replay, which knows all uses."""
+
+    def __init__(self, uses: Mapping[int, Sequence[int]]) -> None:
+        """`uses` are the times at which each expert will be asked for, ascending."""
+        self._uses = uses
+
+    def used(self, expert: int, now: int) -> None:
+        """Nothing new: all uses are known."""
+
+    def evicted(self, expert: int) -> None:
+        """Nothing new."""
+
+    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
+        uses = self._uses.get(expert, ())
+        following = bisect.bisect_right(uses, now)
+        return (-uses[following] if following < len(uses) else _NEVER, expert)
+
+
+_CLASSES = (Decayed, LRU, LRU2, SLRU, LFU, LFRU, LCP, LeastStale, Forward)
+POLICIES: dict[str, Callable[[], Policy]] = dict(zip(POLICY_NAMES, _CLASSES, strict=True))
 """Every policy by the name that options give it."""

@@ -1,0 +1,325 @@
+"""Routing traces: which experts a model asked for, token by token, on disk and as arrays.
+
+A trace is a file of blocks behind one line of JSON that says what was traced. A block is a line of
+JSON and compressed bytes, with a checksum: it can be appended to, and when a process dies all
+blocks but the one being written remain.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import TraceError
+
+_MAGIC = "mlx-flash-trace"
+_VERSION = 1
+_MAX_LINE_BYTES = 1024 * 1024
+_MAX_BLOCK_BYTES = 256 * 1024 * 1024
+_MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K = 4096, 65536, 1024
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What is traced: a model by its name, the experts of each streamed layer, and top-k."""
+
+    model: str
+    num_experts: tuple[int, ...]
+    top_k: int
+
+    def same_shape(self, other: "Routing") -> bool:
+        """Return whether two models have as many layers and experts, and the same top-k."""
+        return (self.num_experts, self.top_k) == (other.num_experts, other.top_k)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Routing of T tokens through L layers, K experts each.
+
+    `experts[T, L, K]` are expert numbers in the router's order, `weights[T, L, K]` what the router
+    gave them, NaN where that is not known. `steps` are the tokens of each forward pass, in order:
+    1 for a decoded token. `domains` are (label, tokens), in order.
+    """
+
+    routing: Routing
+    experts: npt.NDArray[np.uint16]
+    weights: npt.NDArray[np.float16]
+    steps: npt.NDArray[np.int64]
+    domains: tuple[tuple[str, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the trace."""
+        return len(self.experts)
+
+    def by_domain(self) -> dict[str, "Trace"]:
+        """Return the trace of each label; what lies apart under one label is joined."""
+        of_token = self._domain_of_tokens()
+        labels = np.array([label for label, _ in self.domains])
+        return {
+            name: self._picked(labels[of_token] == name) for name in dict.fromkeys(labels.tolist())
+        }
+
+    def slice(self, start: int, end: int) -> "Trace":
+        """Return the tokens from `start` to `end`."""
+        tokens = np.arange(self.num_tokens)
+        return self._picked((tokens >= start) & (tokens < end))
+
+    def _domain_of_tokens(self) -> npt.NDArray[np.int64]:
+        """Return for each token the number of its entry in `domains`."""
+        return np.repeat(np.arange(len(self.domains)), [tokens for _, tokens in self.domains])
+
+    def _picked(self, picked: npt.NDArray[np.bool_]) -> "Trace":
+        """Return the tokens that a mask names."""
+        of_step = np.repeat(np.arange(len(self.steps)), self.steps)
+        steps = np.bincount(of_step[picked], minlength=len(self.steps))
+        counts = np.bincount(self._domain_of_tokens()[picked], minlength=len(self.domains))
+        domains = [
+            (label, int(count))
+            for (label, _), count in zip(self.domains, counts, strict=True)
+            if count
+        ]
+        experts, weights = self.experts[picked], self.weights[picked]
+        return Trace(self.routing, experts, weights, steps[steps > 0], tuple(domains))
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """Return traces of one model, one behind the other.
+
+    Raises:
+        TraceError: they are of models of another shape.
+    """
+    first = traces[0]
+    for other in traces[1:]:
+        if not first.routing.same_shape(other.routing):
+            raise TraceError(
+                f"traces of {first.routing.model} and {other.routing.model} do not go together: "
+                "their models differ in layers, experts or top-k."
+            )
+    return Trace(
+        first.routing,
+        np.concatenate([trace.experts for trace in traces]),
+        np.concatenate([trace.weights for trace in traces]),
+        np.concatenate([trace.steps for trace in traces]),
+        tuple(domain for trace in traces for domain in trace.domains),
+    )
+
+
+class TraceWriter:
+    """Appends forward passes to a trace file, a block at a time. Close it to write what is left."""
+
+    BLOCK_TOKENS = 1024
+
+    def __init__(self, path: Path, routing: Routing) -> None:
+        """Make the file, or go on behind the blocks that are in it.
+
+        Raises:
+            TraceError: the file is no trace or one of another model, or cannot be written.
+        """
+        self._path, self._routing = path, routing
+        self._pending: list[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]] = []
+        try:
+            self._file: BinaryIO = _open_to_append(path)
+            if self._file.seek(0, os.SEEK_END) == 0:
+                header = {
+                    "format": _MAGIC,
+                    "version": _VERSION,
+                    "model": routing.model,
+                    "num_experts": list(routing.num_experts),
+                    "top_k": routing.top_k,
+                }
+                self._file.write(_line_of(header))
+            else:
+                self._check_header()
+        except OSError as error:
+            raise TraceError(f"cannot write {path}: {error.strerror or error}.") from error
+
+    def add(
+        self, domain: str, experts: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+    ) -> None:
+        """Add one forward pass: `experts[T, L, K]` and, where known, `weights[T, L, K]`."""
+        if weights is None:
+            weights = np.full(experts.shape, np.nan)
+        self._pending.append(
+            (domain, experts.astype(np.uint16), np.asarray(weights).astype(np.float16))
+        )
+        waiting = sum(len(added) for _, added, _ in self._pending)
+        if waiting >= self.BLOCK_TOKENS or self._pending[0][0] != domain:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added.
+
+        Raises:
+            TraceError: the disk refuses. What was written before stays sound.
+        """
+        try:
+            while self._pending:
+                domain = self._pending[0][0]
+                passes = [entry for entry in self._pending if entry[0] == domain]
+                others = [entry for entry in self._pending if entry[0] != domain]
+                self._file.write(_block_of(domain, passes))
+                self._file.flush()
+                self._pending = others
+        except OSError as error:
+            raise TraceError(f"cannot write {self._path}: {error.strerror or error}.") from error
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _check_header(self) -> None:
+        """Look whose trace it is; cut off a block that was not finished."""
+        self._file.seek(0)
+        routing = _read_header(self._file, self._path)
+        if not routing.same_shape(self._routing) or routing.model != self._routing.model:
+            self._file.close()
+            raise TraceError(
+                f"{self._path} is a trace of {routing.model}: give another file for a trace of "
+                f"{self._routing.model}."
+            )
+        end = self._file.tell()
+        for _ in _read_blocks(self._file, routing, self._path):
+            end = self._file.tell()
+        self._file.truncate(end)
+        self._file.seek(end)
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Return the trace in a file; a last block that was not finished is left out.
+
+    Raises:
+        TraceError: no such file, no trace, an empty one, or one that is damaged.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            routing = _read_header(file, path)
+            blocks = list(_read_blocks(file, routing, path))
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror or error}.") from error
+    if not blocks:
+        raise TraceError(f"{path} holds no tokens: record some with mlx-flash trace.")
+    return joined(blocks)
+
+
+def _open_to_append(path: Path) -> BinaryIO:
+    """Open a file to read and write, made when it is not there."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+
+
+def _line_of(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode() + b"\n"
+
+
+def _block_of(
+    domain: str, passes: Iterable[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]]
+) -> bytes:
+    """Return forward passes of one domain as a block."""
+    passes = list(passes)
+    experts = np.concatenate([experts for _, experts, _ in passes])
+    weights = np.concatenate([weights for _, _, weights in passes])
+    raw = experts.astype("<u2").tobytes() + weights.astype("<f2").tobytes()
+    packed = zlib.compress(raw, 3)
+    header = {
+        "domain": domain,
+        "steps": [len(experts) for _, experts, _ in passes],
+        "bytes": len(packed),
+        "crc32": zlib.crc32(packed),
+    }
+    return _line_of(header) + packed
+
+
+def _read_header(file: BinaryIO, path: Path) -> Routing:
+    """Return what a file is a trace of.
+
+    Raises:
+        TraceError: it is no trace, or of a version that is not known.
+    """
+    header = _json_line(file)
+    if not isinstance(header, dict) or header.get("format") != _MAGIC:
+        raise TraceError(f"{path} is no routing trace: record one with mlx-flash trace.")
+    if header.get("version") != _VERSION:
+        raise TraceError(f"{path} is a trace of a version that this one does not read.")
+    model, top_k, experts = (header.get(name) for name in ("model", "top_k", "num_experts"))
+    sound = (
+        isinstance(model, str)
+        and _is_count(top_k, _MAX_TOP_K)
+        and isinstance(experts, list)
+        and 0 < len(experts) <= _MAX_LAYERS
+        and all(_is_count(number, _MAX_EXPERTS) for number in experts)
+    )
+    if not sound:
+        raise TraceError(f"{path} is damaged: its first line makes no sense.")
+    return Routing(str(model), tuple(experts or ()), int(top_k or 0))
+
+
+def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace]:
+    """Yield the blocks of a trace; one that the end of the file cuts off is left out.
+
+    Raises:
+        TraceError: a block is damaged.
+    """
+    size = os.fstat(file.fileno()).st_size
+    while file.tell() < size:
+        header = _json_line(file)
+        start = file.tell()
+        cut_off = start >= size
+        if isinstance(header, dict) and _is_count(header.get("bytes"), _MAX_BLOCK_BYTES):
+            cut_off = start + header["bytes"] > size
+            block = None if cut_off else _read_block(file, header, routing)
+            if block is not None:
+                yield block
+                continue
+        if cut_off:
+            return
+        raise TraceError(f"{path} is damaged: record it again.")
+
+
+def _read_block(file: BinaryIO, header: dict[str, Any], routing: Routing) -> Trace | None:
+    """Return a block, or None where it is not what its header says."""
+    packed = file.read(header["bytes"])
+    steps, domain = header.get("steps"), header.get("domain")
+    if zlib.crc32(packed) != header.get("crc32") or not isinstance(domain, str):
+        return None
+    if not isinstance(steps, list) or not all(_is_count(step, 10**7) for step in steps):
+        return None
+    shape = (sum(steps), len(routing.num_experts), routing.top_k)
+    size = 2 * math.prod(shape)
+    if not 0 < 2 * size <= _MAX_BLOCK_BYTES:
+        return None
+    expander = zlib.decompressobj()
+    try:
+        raw = expander.decompress(packed, 2 * size)
+    except zlib.error:
+        return None
+    if len(raw) != 2 * size or expander.unconsumed_tail:
+        return None
+    experts = np.frombuffer(raw, "<u2", math.prod(shape)).reshape(shape)
+    weights = np.frombuffer(raw, "<f2", math.prod(shape), size).reshape(shape)
+    if (experts >= np.array(routing.num_experts)[:, None]).any():
+        return None
+    return Trace(routing, experts, weights, np.array(steps, np.int64), ((domain, shape[0]),))
+
+
+def _json_line(file: BinaryIO) -> Any:
+    """Return what the next line says, None where it is no JSON or no line."""
+    line = file.readline(_MAX_LINE_BYTES)
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_count(value: Any, largest: int) -> bool:
+    return type(value) is int and 0 < value <= largest
