@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from .policies import Policy
 
@@ -18,6 +22,18 @@ class Admission:
     hits: dict[int, int]
     misses: dict[int, int]
     without_slot: tuple[int, ...]
+
+
+def busiest_first(experts: npt.NDArray[Any]) -> list[int]:
+    """Return the distinct experts that a call `[..., K]` asks for, in the order to admit them.
+
+    Those that more tokens ask for come first.
+    """
+    if experts.size == experts.shape[-1]:  # one token asks for each of its experts once
+        return sorted(set(experts.reshape(-1).tolist()))
+    asked, counts = np.unique(experts, return_counts=True)
+    ordered: list[int] = asked[np.argsort(-counts, kind="stable")].tolist()
+    return ordered
 
 
 class _LayerSlots:

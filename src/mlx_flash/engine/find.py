@@ -31,6 +31,16 @@ def bundled_model() -> Path:
     return Path(str(resources.files("mlx_flash.assets") / "model"))
 
 
+def model_name(folder: Path) -> str:
+    """Return what to call the model in a folder: its Hub id where it was downloaded from there."""
+    if folder == bundled_model():
+        return "bundled"
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return folder.resolve().name
+
+
 def find_model(name: str | Path | None) -> Path:
     """Return the folder of a model; download it, with a progress bar, when it is a Hub id.
 

@@ -66,7 +66,8 @@ class ModelFiles:
 class LoadedModel:
     """A model ready to run, with the plan it was loaded by.
 
-    `layouts` says where each layer's experts lie; `stream` is None when the model runs resident.
+    `layouts` says where each layer's experts lie, `top_k` of which compute a token; `stream` is
+    None when the model runs resident.
     The plan set memory aside for `prefill_step` prompt tokens at once. `kernels` compute it.
     """
 
@@ -74,6 +75,7 @@ class LoadedModel:
     checkpoint: Checkpoint
     plan: MemoryPlan
     layouts: tuple[ExpertLayout, ...]
+    top_k: int
     stream: ExpertStream | None
     prefill_step: int
     kernels: KernelChoice
@@ -145,6 +147,7 @@ def load_model(
     prefill_steps: Sequence[int] = PREFILL_STEPS,
     read_options: ReadOptions | None = None,
     kernel_options: KernelOptions | None = None,
+    always_stream: bool = False,
     on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert that is streamed.
@@ -152,6 +155,7 @@ def load_model(
     With a warm start, experts are being read in the background when this returns. Unless the
     capacity is fixed, slots are given back from now on while the machine is short of memory.
 
+    A model that fits has a slot for each expert with `always_stream`, and else no slots.
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
     `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
     or loaded from the cache on disk.
@@ -174,6 +178,8 @@ def load_model(
     memory = model_memory()
     plan, step = _plan(needs, limit, cache_options.capacity, memory)
     need = needs[0][1]
+    if always_stream and plan.capacity is None and need.layouts:
+        plan = plan_capacity(need, need.num_experts, memory.total_bytes)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     stream = None
     reads = _decide_reads(read_options or ReadOptions(), plan, need)
@@ -192,7 +198,9 @@ def load_model(
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
     if stream is not None and cache_options.capacity is None and backend_name() != "cuda":
         MemoryGuard(stream, plan, memory).start()
-    return LoadedModel(lazy.model, checkpoint, plan, need.layouts, stream, step, kernels)
+    return LoadedModel(
+        lazy.model, checkpoint, plan, need.layouts, need.top_k, stream, step, kernels
+    )
 
 
 def _decide_reads(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:

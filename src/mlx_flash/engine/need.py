@@ -50,6 +50,7 @@ def measure_need(
         resident = sum(array.nbytes for array in adapter.parameters(model).values())
     as_float32 = computes_on_cpu() and swapped is None
     experts = sum(_resident_expert_bytes(site, as_float32) for site in sites)
+    top_k = max((stand_in.top_k for stand_in in stand_ins), default=0)
     widths = [_width(site, stand_in) for site, stand_in in zip(sites, stand_ins, strict=True)]
     heads = checkpoint.num_attention_heads if computes_on_cpu() else 0
     if swapped is not None:
@@ -64,7 +65,7 @@ def measure_need(
         staging = staging_bytes(step, context_tokens, elements, heads)
         working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
         small = staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts))
-        needs.append((step, small, ModelNeed(resident, experts, working, layouts)))
+        needs.append((step, small, ModelNeed(resident, experts, working, layouts, top_k)))
     first = next((number for number, (_, small, _) in enumerate(needs) if small), len(needs) - 1)
     return [(step, need) for step, _, need in needs[first:]]
 

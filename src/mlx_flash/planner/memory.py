@@ -15,13 +15,15 @@ class ModelNeed:
     """What a model takes in memory, in bytes.
 
     `resident_bytes` every weight but the experts; `expert_bytes` all experts when held in memory
-    as the resident model holds them; `working_bytes` KV cache and staging.
+    as the resident model holds them; `working_bytes` KV cache and staging. `top_k` experts of a
+    layer compute a token.
     """
 
     resident_bytes: int
     expert_bytes: int
     working_bytes: int
     layouts: tuple[ExpertLayout, ...]
+    top_k: int = 0
 
     @property
     def full_bytes(self) -> int:

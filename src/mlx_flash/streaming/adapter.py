@@ -201,6 +201,19 @@ def tokens_after(
         yield int(token)
 
 
+def read_tokens(model: Any, tokens: Sequence[int], step: int) -> Iterator[int]:
+    """Run tokens through a model, `step` at once, from an empty cache; yield how many that was.
+
+    Computes no logits.
+    """
+    cache = make_prompt_cache(model)
+    for start in range(0, len(tokens), step):
+        part = list(tokens[start : start + step])
+        model(mx.array(part)[None], cache=cache)
+        mx.eval([entry.state for entry in cache])
+        yield len(part)
+
+
 def _recording(model: Any, loaded: dict[str, mx.array], elsewhere: Mapping[str, mx.array]) -> Any:
     """Return the model's `sanitize`, given what is `elsewhere` too, that notes in `loaded` all."""
     sanitize = model.sanitize if hasattr(model, "sanitize") else dict

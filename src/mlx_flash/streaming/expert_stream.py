@@ -18,6 +18,7 @@ from ..telemetry.counters import StreamCounters
 from ..telemetry.disk_temperature import disk_temperature_c
 from ..types import ExpertKey
 from .prefetch import Prefetcher
+from .recorder import Recorder
 from .restore import Restorer
 from .slots import SlotPool, new_slab
 
@@ -70,6 +71,7 @@ class ExpertStream:
         self.reader = ExpertReader(files, read_options, disk_c=disk_c, straight=straight)
         self.prefetcher = Prefetcher(self.counters)
         self.restorer = Restorer()
+        self.recorder: Recorder | None = None
         self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (
             weakref.WeakValueDictionary()
         )  # they hold this stream

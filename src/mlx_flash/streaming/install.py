@@ -20,6 +20,7 @@ from . import adapter
 from .compute import ResidentStacks, computing
 from .expert_stream import ExpertStream, reads_of
 from .layer_stream import LayerStream
+from .recorder import OnPass, Recorder
 from .slots import SlotPool, dtype_named, type_name
 from .switch import ResidentSwitch, StreamedSwitch
 
@@ -189,6 +190,20 @@ def stream_experts(
     if not sites:
         raise UnsupportedModelError("the model has no experts to stream.")
     return install(model, sites, [capacity] * len(sites), options, reads or ReadOptions())
+
+
+def record_routing(model: Module, stream: ExpertStream, on_pass: OnPass | None) -> None:
+    """Hand each forward pass of a streamed model to `on_pass` from now on; None ends that."""
+    if on_pass is None:
+        stream.recorder = None
+        return
+    recorder = Recorder(len(stream.layouts), on_pass)
+    for path, module in model.named_modules():
+        if isinstance(module, StreamedSwitch):
+            block = adapter.routing_block(model, path)
+            if block is not None:
+                recorder.blocks[module.layer_stream.layer] = block
+    stream.recorder = recorder
 
 
 def find_stream(model: Module) -> ExpertStream | None:

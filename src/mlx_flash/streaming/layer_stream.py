@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.expert_cache import Admission
+from ..cache.expert_cache import Admission, busiest_first
 from ..errors import ExpertReadError, UnsupportedModelError
 from ..store.reader import ReadBatch
 from .compute import Compute
@@ -59,6 +59,11 @@ class LayerStream:
         self._leaving: dict[int, ReadBatch] = {}  # and those that were not asked for
         self.guess_next: Callable[[mx.array], None] | None = None
 
+    @property
+    def layer(self) -> int:
+        """The number of the layer among those that are streamed."""
+        return self._layout.layer
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStream":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
@@ -76,13 +81,13 @@ class LayerStream:
         if experts.size == 0:
             return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
         with self.stream.lock:
-            busiest_first = _busiest_first(experts)
-            self._settle(set(busiest_first))
+            asked = busiest_first(experts)
+            self._settle(set(asked))
             layer, cache, counters = self._layout.layer, self.stream.cache, self.stream.counters
-            self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(busiest_first))
-            with cache.admit(layer, busiest_first) as admission, ExitStack() as reads:
+            self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(asked))
+            with cache.admit(layer, asked) as admission, ExitStack() as reads:
                 counters.calls += 1
-                counters.asks += len(busiest_first)
+                counters.asks += len(asked)
                 counters.hits += len(admission.hits)
                 counters.swept += len(admission.without_slot)
                 for batch in self._ahead.values():
@@ -239,15 +244,6 @@ class LayerStream:
         """Wait for the computations that may still read this layer's slots."""
         mx.eval(self._running)
         self._running.clear()
-
-
-def _busiest_first(experts: npt.NDArray[Any]) -> list[int]:
-    """Return the distinct experts of a call: those that more tokens ask for come first."""
-    if experts.size == experts.shape[-1]:  # one token asks for each of its experts once
-        return sorted(set(experts.reshape(-1).tolist()))
-    asked, counts = np.unique(experts, return_counts=True)
-    busiest_first: list[int] = asked[np.argsort(-counts, kind="stable")].tolist()
-    return busiest_first
 
 
 def _groups(experts: Mapping[int, Any], size: int) -> list[dict[int, Any]]:

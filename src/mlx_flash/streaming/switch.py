@@ -1,6 +1,6 @@
 """The modules that stand in a model where mlx-lm's switch modules stood."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -30,12 +30,16 @@ class ExpertTwin(Module):
 
 
 class StreamedSwitch(ExpertTwin):
-    """The twin of a switch whose experts are streamed. While `guessing` it raises `Guess`."""
+    """The twin of a switch whose experts are streamed.
+
+    While `guessing` it raises `Guess`; what `answer` returns stands in for the experts' results.
+    """
 
     def __init__(self, switch: Module, layer_stream: LayerStream) -> None:
         super().__init__(switch, layer_stream.compute)
         self.layer_stream = layer_stream
         self.guessing = False
+        self.answer: Callable[[mx.array], mx.array] | None = None
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """Return each token's `[..., K, D]` expert results, unweighted.
@@ -46,7 +50,12 @@ class StreamedSwitch(ExpertTwin):
         """
         if self.guessing:
             raise Guess(indices)
-        return self.layer_stream.run(x, indices)
+        if self.answer is not None:
+            return self.answer(indices)
+        y = self.layer_stream.run(x, indices)
+        if (recorder := self.layer_stream.stream.recorder) is not None:
+            recorder.record(self, self.layer_stream.layer, x, indices)
+        return y
 
 
 class ResidentSwitch(ExpertTwin):

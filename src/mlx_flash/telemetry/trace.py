@@ -23,15 +23,20 @@ _MAGIC = "mlx-flash-trace"
 _VERSION = 1
 _MAX_LINE_BYTES = 1024 * 1024
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024
-_MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K = 4096, 65536, 1024
+_MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K, _MAX_NAME = 4096, 65536, 1024, 1024
+_MAX_EXPERT_BYTES = 2**40
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What is traced: a model by its name, the experts of each streamed layer, and top-k."""
+    """What is traced: a model by its name, the experts of each streamed layer, and top-k.
+
+    `expert_bytes` are of one expert of each layer on disk.
+    """
 
     model: str
     num_experts: tuple[int, ...]
+    expert_bytes: tuple[int, ...]
     top_k: int
 
     def same_shape(self, other: "Routing") -> bool:
@@ -108,8 +113,18 @@ def joined(traces: Sequence[Trace]) -> Trace:
         np.concatenate([trace.experts for trace in traces]),
         np.concatenate([trace.weights for trace in traces]),
         np.concatenate([trace.steps for trace in traces]),
-        tuple(domain for trace in traces for domain in trace.domains),
+        merged(domain for trace in traces for domain in trace.domains),
     )
+
+
+def merged(domains: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Return domains with neighbours of one label made one."""
+    merged: list[tuple[str, int]] = []
+    for label, tokens in domains:
+        if merged and merged[-1][0] == label:
+            tokens += merged.pop()[1]
+        merged.append((label, tokens))
+    return tuple(merged)
 
 
 class TraceWriter:
@@ -133,6 +148,7 @@ class TraceWriter:
                     "version": _VERSION,
                     "model": routing.model,
                     "num_experts": list(routing.num_experts),
+                    "expert_bytes": list(routing.expert_bytes),
                     "top_k": routing.top_k,
                 }
                 self._file.write(_line_of(header))
@@ -251,17 +267,13 @@ def _read_header(file: BinaryIO, path: Path) -> Routing:
         raise TraceError(f"{path} is no routing trace: record one with mlx-flash trace.")
     if header.get("version") != _VERSION:
         raise TraceError(f"{path} is a trace of a version that this one does not read.")
-    model, top_k, experts = (header.get(name) for name in ("model", "top_k", "num_experts"))
-    sound = (
-        isinstance(model, str)
-        and _is_count(top_k, _MAX_TOP_K)
-        and isinstance(experts, list)
-        and 0 < len(experts) <= _MAX_LAYERS
-        and all(_is_count(number, _MAX_EXPERTS) for number in experts)
-    )
-    if not sound:
+    model, top_k = header.get("model"), header.get("top_k")
+    experts = _counts(header.get("num_experts"), _MAX_EXPERTS)
+    sizes = _counts(header.get("expert_bytes"), _MAX_EXPERT_BYTES)
+    sound = _is_count(top_k, _MAX_TOP_K) and experts and len(sizes) == len(experts)
+    if not sound or not isinstance(model, str) or len(model) > _MAX_NAME:
         raise TraceError(f"{path} is damaged: its first line makes no sense.")
-    return Routing(str(model), tuple(experts or ()), int(top_k or 0))
+    return Routing(model, experts, sizes, int(header["top_k"]))
 
 
 def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace]:
@@ -319,6 +331,13 @@ def _json_line(file: BinaryIO) -> Any:
         return json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
+
+
+def _counts(values: Any, largest: int) -> tuple[int, ...]:
+    """Return a list of counts as a tuple, empty where it is none."""
+    if not isinstance(values, list) or not 0 < len(values) <= _MAX_LAYERS:
+        return ()
+    return tuple(values) if all(_is_count(value, largest) for value in values) else ()
 
 
 def _is_count(value: Any, largest: int) -> bool:
