@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from ..config import POLICY_NAMES
 
 _NEVER = float("-inf")
@@ -224,42 +227,81 @@ class LeastStale(_ByWorth):
         return (-staleness, last, expert)
 
 
-class Forward(Decayed):
+class Forward:
     """Evicts who is least likely used soon: its frequency, and who followed who is used now.
 
     An online guess at Belady's choice. It counts which experts a layer uses one step after which
-    others; `_TRUST` of those likelihoods are added to the frequency's rate of use.
+    others; that share of the followers of those used now is added, `_TRUST` times, to the decayed
+    frequency. It learns from when experts first have to leave. Tables are arrays: a victim among
+    hundreds is found in microseconds.
     """
 
-    _TRUST = 4.0
+    _TRUST = 16.0  # 2 to 80 tried: see the lab log
     _PRIOR = 8.0  # uses after which an expert's followers count half
+    _MAX_USED = 64  # in a step, to learn from it: a prompt asks for nearly all
 
     def __init__(self, half_life: float = 32.0) -> None:
-        super().__init__(half_life)
+        self._half_life = half_life
         self._now = 0
         self._current: list[int] = []
         self._previous: list[int] = []
-        self._uses: dict[int, int] = {}
-        self._followers: dict[int, dict[int, int]] = {}
+        self._score = np.zeros(0)  # as in `Decayed`
+        self._weight = np.zeros(0)  # of an expert's followers: 1 / (uses + prior)
+        self._followers = np.zeros((0, 0), np.float32)
+        self._evicts = False
 
     def used(self, expert: int, now: int) -> None:
         """Note the use, and that it followed those of the step before."""
-        super().used(expert, now)
         if now != self._now:
+            if self._evicts and len(self._current) <= self._MAX_USED:
+                self._learn()
             self._previous, self._current, self._now = self._current, [], now
         self._current.append(expert)
-        self._uses[expert] = self._uses.get(expert, 0) + 1
-        for before in self._previous:
-            followers = self._followers.setdefault(before, {})
-            followers[expert] = followers.get(expert, 0) + 1
+        self._grow(expert + 1)
+        here = now / self._half_life
+        self._score[expert] = here + math.log2(2.0 ** (float(self._score[expert]) - here) + 1.0)
 
-    def _worth(self, now: int, expert: int) -> tuple[float, ...]:
-        frequency = 2.0 ** (self._score.get(expert, _NEVER) - now / self._half_life)
-        follows = sum(
-            self._followers.get(user, {}).get(expert, 0) / (self._uses[user] + self._PRIOR)
-            for user in self._current
-        )
-        return (frequency + self._TRUST * follows, self._score.get(expert, _NEVER), expert)
+    def evicted(self, expert: int) -> None:
+        """Keep what is known of the expert."""
+        self._evicts = True
+
+    def victim(self, candidates: Iterable[int], now: int) -> int:
+        """Return the candidate that is worth least."""
+        experts = sorted(candidates)
+        return experts[int(self._worth(experts, now).argmin())]
+
+    def ranked(self, experts: Iterable[int], now: int) -> list[int]:
+        """Return the experts, those that are worth most first."""
+        ascending = sorted(experts)
+        order = self._worth(ascending, now).argsort(kind="stable")
+        return [ascending[number] for number in order[::-1]]
+
+    def _learn(self) -> None:
+        """Count the experts used in the last step as followers of those used before."""
+        size = len(self._weight)
+        users = np.array(self._previous, np.int64)
+        pairs = np.add.outer(users * size, np.array(self._current, np.int64))
+        self._followers.reshape(-1)[pairs.reshape(-1)] += 1.0
+        weight = self._weight[users]
+        self._weight[users] = weight / (1.0 + weight)
+
+    def _grow(self, size: int) -> None:
+        """Make room for experts below `size`."""
+        more = size - len(self._weight)
+        if more > 0:
+            self._score = np.pad(self._score, (0, more), constant_values=_NEVER)
+            self._weight = np.pad(self._weight, (0, more), constant_values=1 / self._PRIOR)
+            self._followers = np.pad(self._followers, (0, more))
+
+    def _worth(self, experts: Sequence[int], now: int) -> npt.NDArray[np.float64]:
+        self._grow(max(experts) + 1 if experts else 0)
+        picked = np.array(experts, np.int64)
+        worth: npt.NDArray[np.float64] = np.exp2(self._score[picked] - now / self._half_life)
+        if self._current:
+            current = np.array(self._current, np.int64)
+            expected = self._weight[current] @ self._followers[current]
+            worth += self._TRUST * expected[picked]
+        return worth
 
 
 class Belady(_ByWorth):
