@@ -11,16 +11,31 @@ __version__ = "1.0.0.dev0"
 if TYPE_CHECKING:
     from .config import ReadOptions
     from .engine.load import load
+    from .engine.profiles import get_warmup_experts
     from .streaming.expert_stream import ExpertStream
     from .streaming.install import find_stream, stream_experts
+    from .telemetry.trace import Trace, read_trace
 
-__all__ = ["ExpertStream", "ReadOptions", "__version__", "find_stream", "load", "stream_experts"]
+__all__ = [
+    "ExpertStream",
+    "ReadOptions",
+    "Trace",
+    "__version__",
+    "find_stream",
+    "get_warmup_experts",
+    "load",
+    "read_trace",
+    "stream_experts",
+]
 
 _HOMES = {
     "ExpertStream": "streaming.expert_stream",
     "ReadOptions": "config",
+    "Trace": "telemetry.trace",
     "find_stream": "streaming.install",
+    "get_warmup_experts": "engine.profiles",
     "load": "engine.load",
+    "read_trace": "telemetry.trace",
     "stream_experts": "streaming.install",
 }
 

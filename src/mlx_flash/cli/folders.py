@@ -15,6 +15,14 @@ def warm_start_folder() -> Path | None:
         return None
 
 
+def profile_folder() -> Path | None:
+    """Return the folder of the user's own task profiles; None for a user without a home."""
+    try:
+        return _cache_folder() / "profiles"
+    except RuntimeError:
+        return None
+
+
 def _cache_folder() -> Path:
     """Return what MLX_FLASH_CACHE names, or a folder where the platform keeps such things.
 

@@ -12,7 +12,7 @@ from rich.status import Status
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
 from ..planner.memory import gigabytes
-from .folders import warm_start_folder
+from .folders import profile_folder, warm_start_folder
 from .options import (
     AsJson,
     Capacity,
@@ -23,12 +23,14 @@ from .options import (
     Model,
     Policy,
     Prefetch,
+    Profile,
     Prompt,
     Reader,
     Seed,
     SsdMaxGbps,
     SsdMaxTemp,
     Temperature,
+    TraceTo,
     Verify,
     WarmStart,
 )
@@ -51,6 +53,8 @@ def command(
     policy: Policy = CacheOptions.policy,
     kernels: Kernels = None,
     warm_start: WarmStart = True,
+    profile: Profile = None,
+    trace: TraceTo = None,
     reader: Reader = READERS[0],
     prefetch: Prefetch = ReadOptions.prefetch,
     verify: Verify = False,
@@ -61,7 +65,7 @@ def command(
 ) -> None:
     """Answer one prompt, streamed; most experts may stay on disk."""
     limit = MemoryLimit.parse(memory)
-    folder = warm_start_folder() if warm_start else None
+    folder = warm_start_folder() if warm_start and profile is None else None
     cache_options = CacheOptions(policy=policy, capacity=capacity, warm_start=folder)
     kernel_options = KernelOptions(kernels=kernels)
     read_options = ReadOptions(
@@ -82,15 +86,31 @@ def command(
             max_tokens=max_tokens, temperature=temperature, seed=seed, chat_template=chat_template
         )
         loaded, tokenizer, tokens = _load(
-            model, text, options, limit, cache_options, kernel_options, read_options, loading
+            model,
+            text,
+            options,
+            limit,
+            cache_options,
+            kernel_options,
+            read_options,
+            loading,
+            trace is not None,
         )
+        if profile is not None:
+            _read_profile(loaded, profile, loading)
     if loaded.kernels.why:
         notes.print(loaded.kernels.why)
     if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
         notes.print("This machine gives no temperature of the disk that holds the model.")
     if loaded.plan.why_resident:
         notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
-    with contextlib.closing(loaded), StatusLine(enabled=not as_json) as status:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(loaded))
+        if trace is not None:
+            from ..engine.trace import recording_to
+
+            stack.enter_context(recording_to(loaded, trace, profile or "generated"))
+        status = stack.enter_context(StatusLine(enabled=not as_json))
         report = generate(loaded, tokenizer, tokens, options, status.update)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
@@ -116,6 +136,7 @@ def _load(
     kernel_options: KernelOptions,
     read_options: ReadOptions,
     loading: Status | None,
+    always_stream: bool,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
     from ..engine.generate import encode, room_for
@@ -133,9 +154,24 @@ def _load(
         prefill_steps=steps_for(len(tokens)),
         kernel_options=kernel_options,
         read_options=read_options,
+        always_stream=always_stream,
         on_compile=partial(_show_compiling, loading),
     )
     return loaded, files.tokenizer, tokens
+
+
+def _read_profile(loaded: "LoadedModel", name: str, status: Status | None) -> None:
+    """Read the experts of a profile, unless the model has them all in memory."""
+    from ..engine.find import model_name
+    from ..engine.profiles import find_profile, load_experts
+
+    counts = [layout.num_experts for layout in loaded.layouts]
+    model = model_name(loaded.checkpoint.folder)
+    ranking = find_profile(name, model, counts, profile_folder())
+    if loaded.stream is not None:
+        if status is not None:
+            status.update(f"reading the experts of {name}")
+        load_experts(loaded.stream, ranking)
 
 
 def _show_compiling(status: Status | None, number: int, of: int) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError
-from . import bench, doctor, generate, pack
+from . import bench, doctor, generate, pack, replay, trace
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -40,6 +40,8 @@ def _root(
 
 app.command("generate")(generate.command)
 app.command("pack")(pack.command)
+app.command("trace")(trace.command)
+app.command("replay")(replay.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 

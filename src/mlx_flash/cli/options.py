@@ -1,5 +1,6 @@
 """The options of the commands: flags, bounds and help. Defaults are where a command takes them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,3 +70,14 @@ SsdMaxTemp = Annotated[
     typer.Option(help="Pause reading while the disk is hotter than so many degrees Celsius."),
 ]
 ChatTemplate = Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="What you are about to do: coding, writing, math, chat, or one of your own (mlx-flash "
+        "trace --profile). The experts that it uses most are read before the first token."
+    ),
+]
+TraceTo = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Append the routing of this run to a file, for mlx-flash replay."),
+]

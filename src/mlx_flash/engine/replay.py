@@ -134,15 +134,14 @@ def curve_of(trace: Trace, policy: str, warm_up: int = 64) -> MissCurve:
     )
 
 
-def recovery_tokens(replayed: Replayed, switch: int, window: int = 32) -> int | None:
-    """Return the tokens after pass `switch` until the hit rate is within 2 points of steady state.
+def recovery_tokens(replayed: Replayed, start: int, end: int, window: int = 32) -> int | None:
+    """Return the passes after `start` until the hit rate is within 2 points of steady state.
 
-    Steady state is the second half of what follows. Rates are means of `window` passes; None where
-    that never comes near.
+    Steady state is the second half of the passes before `end`. Rates are means of `window` passes;
+    None where that never comes near.
     """
-    end = len(replayed.asks)
-    steady = replayed.rate_of((switch + end) // 2, end)
-    for start in range(switch, end - window + 1):
-        if replayed.rate_of(start, start + window) >= steady - 0.02:
-            return start - switch
+    steady = replayed.rate_of((start + end) // 2, end)
+    for first in range(start, end - window + 1):
+        if replayed.rate_of(first, first + window) >= steady - 0.02:
+            return first - start
     return None

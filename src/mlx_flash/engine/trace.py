@@ -22,6 +22,10 @@ WINDOW_TOKENS = 1024
 """Tokens that a model reads in one go: each window starts with an empty context."""
 
 
+Pass = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
+"""A forward pass: its domain, experts `[T, L, K]`, weights `[T, L, K]`."""
+
+
 @dataclass(frozen=True)
 class Text:
     """Something to read, with the domain that its routing is recorded under."""
@@ -95,10 +99,15 @@ def trace_of(
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Trace:
     """Return the trace of what a model reads, without a file."""
-    passes: list[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]] = []
+    passes: list[Pass] = []
     record(loaded, texts, lambda *of_pass: passes.append(of_pass), on_tokens)
+    return trace_of_passes(routing_of(loaded), passes)
+
+
+def trace_of_passes(routing: Routing, passes: Sequence[Pass]) -> Trace:
+    """Return forward passes, of which there are some, as a trace."""
     return Trace(
-        routing_of(loaded),
+        routing,
         np.concatenate([experts for _, experts, _ in passes]).astype(np.uint16),
         np.concatenate([weights for _, _, weights in passes]).astype(np.float16),
         np.array([len(experts) for _, experts, _ in passes], np.int64),

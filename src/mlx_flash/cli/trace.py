@@ -1,0 +1,143 @@
+"""`mlx-flash trace`: record the routing of a model while it reads text."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from ..config import CacheOptions, KernelOptions, MemoryLimit
+from ..errors import OptionError
+from .folders import profile_folder
+from .options import AsJson, Kernels, Memory, Model
+
+if TYPE_CHECKING:
+    from ..engine.load import LoadedModel
+    from ..engine.trace import Text
+
+
+def command(
+    model: Model = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="UTF-8 text to read; may be given several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The trace; one that is there grows.")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="What the text is about. Default: the file's name.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Also keep which experts the text uses, for generate --profile. Without --text "
+            "there is sample text for coding, writing, math and chat."
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens of each text to read at most.")
+    ] = 16384,
+    memory: Memory = None,
+    kernels: Kernels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record which experts a model asks for, and with what weights, while it reads text."""
+    if out is None and profile is None:
+        raise OptionError("say where the trace goes: -o FILE, or --profile NAME.")
+    limit = MemoryLimit.parse(memory)
+    kernel_options = KernelOptions(kernels=kernels)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with notes.status("loading the model"):
+        from ..engine.load import ModelFiles, load_model
+        from ..engine.profiles import check_name
+        from ..engine.trace import WINDOW_TOKENS, encode_texts
+
+        if profile is not None:
+            check_name(profile)
+        texts = _texts(text, domain, profile)
+        files = ModelFiles.open(model)
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            CacheOptions(),
+            context_tokens=WINDOW_TOKENS,
+            kernel_options=kernel_options,
+            always_stream=True,
+        )
+    with contextlib.closing(loaded):
+        encoded = encode_texts(files.tokenizer, texts, max_tokens)
+        report = _record(loaded, encoded, out, profile, notes)
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+        return
+    notes.print(
+        f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['layers']} layers, "
+        f"{report['top_k']} of {report['experts_per_layer']} experts each"
+    )
+    if profile is not None:
+        notes.print(f"profile kept: mlx-flash generate --profile {profile} -p ...", soft_wrap=True)
+    if out is not None:
+        notes.print(f"compare policies on it: mlx-flash replay {out}", soft_wrap=True)
+
+
+def _texts(files: list[Path] | None, domain: str | None, profile: str | None) -> "list[Text]":
+    """Return the texts to read: the files, or the sample text of a task."""
+    from ..engine.profiles import TASKS
+    from ..engine.samples import sample_text
+    from ..engine.trace import Text, read_text
+
+    if files:
+        return [read_text(path, domain) for path in files]
+    if profile in TASKS:
+        return [Text(domain or str(profile), sample_text(str(profile)))]
+    raise OptionError("give some text to read: --text FILE.")
+
+
+def _record(
+    loaded: "LoadedModel",
+    texts: list[tuple[str, list[int]]],
+    out: Path | None,
+    profile: str | None,
+    notes: Console,
+) -> dict[str, Any]:
+    """Read the texts; write the trace and the profile; return what is printed as JSON."""
+    from ..engine.profiles import save_profile
+    from ..engine.trace import record, routing_of, trace_of_passes
+    from ..telemetry.trace import TraceWriter
+
+    passes: list[Any] = []
+    routing = routing_of(loaded)
+    start = time.perf_counter()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if out is not None:
+            writer = stack.enter_context(contextlib.closing(TraceWriter(out, routing)))
+        bar = stack.enter_context(Progress(*columns, console=notes, disable=not notes.is_terminal))
+        task = bar.add_task("", total=sum(len(tokens) for _, tokens in texts))
+
+        def on_pass(domain: str, experts: Any, weights: Any) -> None:
+            if writer is not None:
+                writer.add(domain, experts, weights)
+            if profile is not None:
+                passes.append((domain, experts, weights))
+
+        record(loaded, texts, on_pass, lambda tokens: bar.advance(task, tokens))
+    folder = profile_folder()
+    if profile is not None and folder is not None:
+        save_profile(profile, trace_of_passes(routing, passes), folder)
+    return {
+        "trace": None if out is None else str(out),
+        "profile": profile,
+        "tokens": sum(len(tokens) for _, tokens in texts),
+        "domains": sorted({domain for domain, _ in texts}),
+        "layers": len(routing.num_experts),
+        "experts_per_layer": max(routing.num_experts),
+        "top_k": routing.top_k,
+        "seconds": time.perf_counter() - start,
+    }
