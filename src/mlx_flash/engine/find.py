@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 from ..errors import ModelNotFoundError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = [
+PATTERNS = (
     "*.json",
     "model*.safetensors",
     "experts-*.safetensors",  # of the packed store
@@ -23,7 +23,8 @@ _PATTERNS = [
     "*.tiktoken",
     "*.txt",
     "*.jinja",
-]
+)
+"""The files of a repository that are downloaded."""
 
 
 def bundled_model() -> Path:
@@ -70,7 +71,7 @@ def find_model(name: str | Path | None) -> Path:
 
 def _download(repository: str) -> Path:
     try:
-        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repository, allow_patterns=list(PATTERNS)))
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{repository} asks for a permission on the Hub: accept its terms there and log in "
