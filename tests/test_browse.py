@@ -144,10 +144,12 @@ def test_mlx_checkpoints_come_first_and_others_only_with_a_filter(checkpoint: Pa
     with serve(hub) as endpoint:
         every = ask_hub("", 30, {}, endpoint=endpoint).models
         moes = ask_hub("MOE", 30, {}, endpoint=endpoint).models
-        one = ask_hub("", 1, {}, endpoint=endpoint)
+        progress: list[int] = []
+        one = ask_hub("", 1, {}, progress.append, endpoint)
     assert [model.id for model in every] == ["maker/moe-mlx", "maker/other"]
     assert [model.id for model in moes] == ["maker/moe-mlx", "maker/moe-hf"]
     assert one.num_found <= 8  # those that are looked at together
+    assert max(progress) == 1
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def ask_hub(
                         answer.models.append(found)
                     else:
                         answer.unread.append(found)
-                    on_progress(answer.num_found)
+                    on_progress(min(answer.num_found, limit))
     return answer
 
 
