@@ -17,7 +17,7 @@ from mlx_flash.errors import ExpertReadError, FormatError
 from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.store.direct import Preadv
 from mlx_flash.store.files import CheckpointFiles
-from mlx_flash.store.reader import ExpertReader, Read, coalesce
+from mlx_flash.store.reader import ExpertReader, Read, ReadBatch, coalesce
 from mlx_flash.store.throttle import HeatPause
 from mlx_flash.types import ExpertKey
 
@@ -355,6 +355,20 @@ def test_a_closed_batch_starts_no_further_run(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(threading.Condition, "wait_for", closing)
     batch.close()
     assert len(calls) == 1
+
+
+def test_an_interrupt_while_reads_are_registered_starts_none(file: Path) -> None:
+    def interrupted(batch: ReadBatch) -> None:
+        raise KeyboardInterrupt
+
+    reader = reader_of(file, lambda *_: pytest.fail("read"))
+    with pytest.raises(KeyboardInterrupt):
+        reader.start([read_at(file, 0, 10)], interrupted)
+    assert reader._work.empty()
+    reader.preadv = os.preadv
+    registered: list[ReadBatch] = []
+    assert reader.start([read_at(file, 0, 10)], registered.append) is registered[0]
+    assert registered[0].wait() == 10
 
 
 def test_reads_start_when_the_disk_is_cool(file: Path) -> None:

@@ -82,6 +82,10 @@ class ExpertCache:
         """Return a copy of the expert -> slot map of a layer."""
         return dict(self._layers[layer].slot_of)
 
+    def reserved(self, layer: int) -> Set[int]:
+        """Return a copy of the experts of a layer that slots are reserved for."""
+        return set(self._layers[layer].reserved)
+
     def ranked(self, layer: int) -> list[int]:
         """Return the residents of a layer, by the policy's judgement most valuable first.
 

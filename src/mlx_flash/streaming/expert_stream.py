@@ -78,9 +78,19 @@ class ExpertStream:
         self.at_close: list[Callable[[], None]] = []
         self.close = weakref.finalize(self, _release, self.reader, files, self.at_close)
 
-    def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
-        """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
-        return self.reader.start(reads_of(self.layouts[layer], experts, into, self._verify))
+    def start_reading(
+        self,
+        layer: int,
+        experts: Mapping[int, int],
+        into: SlotPool,
+        register: Callable[[ReadBatch], object] = lambda batch: None,
+    ) -> ReadBatch:
+        """Start reading `experts` (expert -> slot) of a layer into the slots of `into`.
+
+        `register` is handed what is returned before anything is read.
+        """
+        reads = reads_of(self.layouts[layer], experts, into, self._verify)
+        return self.reader.start(reads, register)
 
     @property
     def capacity(self) -> int:
