@@ -272,8 +272,9 @@ class _AllHits(ExpertCache):
         """Return nothing: nothing is missing."""
         return {}
 
-    def resize(self, layer: int, capacity: int) -> None:
-        """Change nothing while this is measured."""
+    def may_resize(self, layer: int, capacity: int) -> bool:
+        """Return False: slots stay as they are while this is measured."""
+        return False
 
 
 def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:

@@ -128,17 +128,23 @@ class LayerStream:
                 cache.release(self.layer, expert, resident=False)
 
     def resize(self, capacity: int) -> bool:
-        """Change the layer's slots to `capacity`; False when experts are being read into them."""
+        """Change the layer's slots to `capacity`; False when experts are being read into them.
+
+        Where there is no memory for them, that is raised and nothing has changed.
+        """
         with self.stream.lock:
             self._settle(set())
             for batch in self._leaving.values():
                 batch.close()
             self._settle(set())
             self._finish()
-            moves = self.stream.cache.resize(self._layout.layer, capacity)
-            if moves is None:
+            capacity, slots = min(capacity, self._layout.num_experts), self.places[SLOTS]
+            if not self.stream.cache.may_resize(self.layer, capacity):
                 return False
-            if self.places[SLOTS].resize(min(capacity, self._layout.num_experts), moves):
+            memory = slots.memory_for(capacity)
+            moves = self.stream.cache.resize(self.layer, capacity)
+            assert moves is not None, "nobody reserves slots meanwhile"
+            if slots.resize(capacity, moves, memory):
                 self.compute.refresh()
             return True
 
