@@ -1,6 +1,7 @@
 """Slots given back and taken again: nothing changes in the results, and the memory is free."""
 
 import gc
+import itertools
 import random
 import sys
 import threading
@@ -46,15 +47,17 @@ def test_logits_stay_exact_when_slots_change_between_steps(
 ) -> None:
     ours = streamed(checkpoint, 5, policy, device, reads)
     stream, rng = stream_of(ours), random.Random(0)
+    held = [stream.capacity]
 
     def resizing() -> Iterator[mx.array]:
         for logits in run_logits(ours.model, PROMPT, 24):
             yield logits
-            stream.resize(rng.randint(1, NUM_EXPERTS + 1))
+            assert stream.resize(rng.randint(1, NUM_EXPERTS + 1))
+            held.append(stream.capacity)
             stream.cache.check_integrity()
 
     assert differing(resizing(), run_logits(resident(checkpoint, device), PROMPT, 24)) == []
-    assert stream.counters.resized == 25
+    assert stream.counters.resized == sum(a != b for a, b in itertools.pairwise(held)) > 15
 
 
 @pytest.mark.parametrize("device", ["cpu", "kernels"], indirect=True)
@@ -164,11 +167,14 @@ def test_a_layer_that_is_being_filled_keeps_its_slots_and_the_books(checkpoint: 
     ours = streamed(checkpoint, 4)
     stream = stream_of(ours)
     assert len(stream.cache.reserve(0, [2])) == 1
-    stream.resize(1)
+    assert not stream.resize(1)
     assert stream.cache.capacities == [4, 1]
+    assert not stream.resize(1)
+    assert stream.counters.resized == 1
     stream.cache.release(0, 2, resident=False)
-    stream.resize(1)
+    assert stream.resize(1)
     assert stream.cache.capacities == [1, 1]
+    assert stream.counters.resized == 2
     stream.cache.check_integrity()
 
 
@@ -209,6 +215,44 @@ def test_a_guard_gives_slots_back_at_once_and_takes_them_again_later(
         differing(run_logits(ours.model, PROMPT, 4), run_logits(resident(checkpoint), PROMPT, 4))
         == []
     )
+
+
+def test_a_guard_goes_back_to_a_layer_that_could_not_grow(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 4)
+    stream = stream_of(ours)
+    guard, _ = guarded(ours)
+    stream.resize(2)
+    assert len(stream.cache.reserve(0, [7])) == 1
+    guard.look()
+    assert stream.cache.capacities == [2, 4]
+    stream.cache.release(0, 7, resident=False)
+    guard.look()
+    assert stream.cache.capacities == [4, 4]
+
+
+def test_a_guard_reports_a_failure_once_and_goes_on(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = streamed(checkpoint, 5)
+    stream = stream_of(ours)
+    guard, machine = guarded(ours)
+    looks: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            machine.free_bytes = 0
+            monkeypatch.undo()
+            monkeypatch.setattr(time, "sleep", lambda seconds: stream.close())
+
+    monkeypatch.setattr(time, "sleep", look_again)
+    monkeypatch.setattr(stream, "resize", lambda capacity: 1 / 0)
+    guard._complete = False
+    guard._watch()
+    assert [record.message for record in caplog.records] == [
+        "cannot look after the memory: division by zero"
+    ]
+    assert stream.cache.capacities == [1, 1]
 
 
 def test_a_guard_ends_with_its_stream(checkpoint: Path) -> None:

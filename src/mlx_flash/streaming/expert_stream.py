@@ -97,17 +97,22 @@ class ExpertStream:
         """The slots of the layer that has most."""
         return max(self.cache.capacities, default=0)
 
-    def resize(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> bool:
         """Change the slots of every layer, one after the other; the model may be running.
 
-        A layer into which experts are being read back is left as it is: ask again. Whoever calls
-        from a thread of its own needs a stream of MLX of its own.
+        A layer into which experts are being read back is left as it is; returns whether there was
+        none: otherwise ask again. Whoever calls from a thread of its own needs a stream of MLX of
+        its own.
         """
-        for number, layer in list(self.layer_streams.items()):
-            if self.cache.capacities[number] != min(capacity, self.layouts[number].num_experts):
-                layer.resize(capacity)
-        self.counters.resized += 1
-        mx.clear_cache()
+        resized = [
+            layer.resize(capacity)
+            for number, layer in list(self.layer_streams.items())
+            if self.cache.capacities[number] != min(capacity, self.layouts[number].num_experts)
+        ]
+        if any(resized):
+            self.counters.resized += 1
+            mx.clear_cache()
+        return all(resized)
 
     @property
     def slot_bytes(self) -> int:
