@@ -290,6 +290,7 @@ def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
     num_bytes, start = 0, time.perf_counter()
     for number, (layer, expert) in enumerate(keys):
         pool = stream.sweeps[layer]
+        stream.reader.heat_pause.wait()
         pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
         if len(pending) == min(_READ_TOGETHER, pool.capacity):
             num_bytes += pending.popleft().wait()

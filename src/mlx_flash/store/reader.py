@@ -197,14 +197,14 @@ class ExpertReader:
         `register` is handed what is returned before any of them starts: an interrupt may come
         before the caller has it, and then somebody must still be able to end the reads.
 
-        Blocks while the disk is too hot: here, where an interrupt can end it.
+        Does not look at the disk's temperature: who cannot do without the bytes calls
+        `heat_pause.wait` before, where an interrupt can end it; others ask `heat_pause.pause_s`.
 
         Raises:
             RuntimeError: the reader is closed, or the system lets it start no thread.
         """
         if self._closed:
             raise RuntimeError("the reader is closed")
-        self.heat_pause.wait()
         runs = coalesce(reads, self._options.split_bytes)
         batch = ReadBatch(self._read, reads, len(runs))
         self._start_threads()

@@ -113,7 +113,12 @@ class LayerStream:
             self.stream.cache.release(self.layer, expert, resident=False)
 
     def prefetch(self, experts: Sequence[int]) -> None:
-        """Start reading those of `experts` that are not in memory, behind what is being read."""
+        """Start reading those of `experts` that are not in memory, behind what is being read.
+
+        Not while the disk is too hot.
+        """
+        if self.stream.reader.heat_pause.pause_s():
+            return
         self._finish()
         cache = self.stream.cache
         before = cache.reserved(self.layer)
@@ -218,6 +223,7 @@ class LayerStream:
         def register(batch: ReadBatch) -> None:
             reads.callback(batch.close)
 
+        self.stream.reader.heat_pause.wait()
         batch = self.stream.start_reading(self.layer, missing, self.places[place], register)
         return _Part(slots, place, batch)
 

@@ -63,6 +63,8 @@ class Restorer:
         """
         if time.monotonic() - self._last_call < _QUIET_S:
             return _QUIET_S
+        if hot_s := stream.reader.heat_pause.pause_s():
+            return hot_s
         if not stream.lock.acquire(blocking=False):
             self._last_call = time.monotonic()  # it is not over yet
             return _QUIET_S
