@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from comparing import stream_of, streamed
 
 from mlx_flash.bench.inflate import inflate
-from mlx_flash.bench.model import measure_model, read_options_of
+from mlx_flash.bench.model import _everything_resident, measure_model, read_options_of
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
@@ -87,6 +88,19 @@ def test_bench_remembers_and_reads_back_when_asked_to() -> None:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["settings"]["warm_start"] is True
     assert len(list((Path(os.environ["MLX_FLASH_CACHE"]) / "warm-start").iterdir())) == 1
+
+
+def test_slots_stay_as_they_are_while_computing_alone_is_measured(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 3)
+    stream = stream_of(ours)
+    books = stream.cache
+    with _everything_resident(stream):
+        assert stream.capacity == 3
+        stream.resize(2)
+    assert stream.cache is books
+    assert books.capacities == [3, 3]
+    stream.resize(2)
+    assert books.capacities == [2, 2]
 
 
 def test_a_measurement_leaves_the_model_as_it_was() -> None:

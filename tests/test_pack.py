@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from comparing import differing, random_tokens, run_logits, streamed
+from comparing import differing, opened, random_tokens, run_logits, streamed
 from families import FAMILIES, Family, write_checkpoint
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
@@ -21,7 +21,7 @@ from packing import packed
 from typer.testing import CliRunner
 
 from mlx_flash.cli.main import app
-from mlx_flash.config import QuantizeOptions, ReadOptions
+from mlx_flash.config import CacheOptions, MemoryLimit, QuantizeOptions, ReadOptions
 from mlx_flash.engine import pack as pack_module
 from mlx_flash.engine.pack import check, pack
 from mlx_flash.errors import (
@@ -227,6 +227,9 @@ def test_a_damaged_record_is_found_named_and_written_again(copy: Path) -> None:
     verifying = streamed(folder, 8, reads=ReadOptions(verify=True))
     with pytest.raises(ExpertReadError, match="checksum"):
         list(run_logits(verifying.model, PROMPT, 1))
+    everything = MemoryLimit(everything=True)
+    with pytest.raises(ExpertReadError, match="checksum"):
+        opened(folder, CacheOptions(), everything, "cpu", ReadOptions(verify=True))
     layer.path.unlink()
     with pytest.raises(FormatError, match=r"without its file experts-.* run mlx-flash pack again"):
         streamed(folder, 2)

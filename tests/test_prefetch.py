@@ -1,5 +1,6 @@
 """Reading ahead: what the next layer's router would pick now, and what becomes of it."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from families import FAMILIES, Family, write_checkpoint
 
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.streaming import prefetch
+from mlx_flash.telemetry.counters import StreamCounters
 
 PREFETCH = ReadOptions(overlap_bytes=1, prefetch=True)
 
@@ -99,6 +101,38 @@ def test_the_first_vote_is_cast_without_noise() -> None:
     size = np.sqrt(np.mean(np.square(np.asarray(x[0])), axis=-1))[:, None]
     assert np.allclose(apart[:, 1:] / size, 0.5, atol=0.2)
     assert mx.array_equal(noisy, prefetch._with_noise(x)).item()
+
+
+def test_a_guess_in_one_thread_changes_no_result_in_another(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = streamed(checkpoint, 2, reads=PREFETCH)
+    assert ours.stream is not None
+    block, x = ours.model.layers[2].mlp, mx.ones((1, 1, 256))
+    mx.eval(x)
+    expected = block.switch_mlp(x, mx.array([[[3, 4]]])).tolist()
+    guessing, answered = threading.Event(), threading.Event()
+
+    def wait(x: mx.array) -> mx.array:
+        guessing.set()
+        answered.wait(60)
+        return x
+
+    def guess() -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            prefetch.Prefetcher(StreamCounters())._guess(block, block.switch_mlp, x)
+
+    monkeypatch.setattr(prefetch, "_with_noise", wait)
+    monkeypatch.setattr(prefetch, "_elected", lambda indices: [])
+    thread = threading.Thread(target=guess)
+    thread.start()
+    guessing.wait(60)
+    try:
+        assert block.switch_mlp(x, mx.array([[[3, 4]]])).tolist() == expected
+    finally:
+        answered.set()
+        thread.join()
+    assert block.switch_mlp.guessing is None
 
 
 def test_what_could_not_be_read_ahead_is_read_when_it_is_asked_for(checkpoint: Path) -> None:

@@ -17,8 +17,7 @@ from mlx_flash.errors import ExpertReadError, FormatError
 from mlx_flash.formats.safetensors import FileStamp
 from mlx_flash.store.direct import Preadv
 from mlx_flash.store.files import CheckpointFiles
-from mlx_flash.store.reader import ExpertReader, Read, coalesce
-from mlx_flash.store.throttle import HeatPause
+from mlx_flash.store.reader import ExpertReader, Read, ReadBatch, coalesce
 from mlx_flash.types import ExpertKey
 
 CONTENT = bytes(os.urandom(64 * 1024))
@@ -357,29 +356,28 @@ def test_a_closed_batch_starts_no_further_run(file: Path, monkeypatch: pytest.Mo
     assert len(calls) == 1
 
 
-def test_reads_start_when_the_disk_is_cool(file: Path) -> None:
-    temperatures, events = [60.0, 70.0, 80.0], []
-
-    def preadv(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
-        events.append("read")
-        return os.preadv(descriptor, list(views), offset)
-
-    files = CheckpointFiles({file: stamp_of(file)})
-    reader = ExpertReader(files, ReadOptions(max_temperature_c=66), preadv, temperatures.pop)
-    assert reader.heat_pause.temperature_c == 80.0
-    reader.heat_pause = HeatPause(66, temperatures.pop, lambda: len(events), events.append)
-    assert do_reads(reader, [read_at(file, 0, 10)]) == 10
-    assert events == [1.0, "read"]
-
-
-def test_an_interrupt_while_the_disk_is_hot_starts_no_read(file: Path) -> None:
-    def interrupt(seconds: float) -> None:
+def test_an_interrupt_while_reads_are_registered_starts_none(file: Path) -> None:
+    def interrupted(batch: ReadBatch) -> None:
         raise KeyboardInterrupt
 
-    reader = reader_of(file, lambda *_: pytest.fail("read"), max_temperature_c=66)
-    reader.heat_pause = HeatPause(66, lambda: 80.0, sleep=interrupt)
+    reader = reader_of(file, lambda *_: pytest.fail("read"))
     with pytest.raises(KeyboardInterrupt):
-        reader.start([read_at(file, 0, 10)])
+        reader.start([read_at(file, 0, 10)], interrupted)
+    assert reader._work.empty()
+    reader.preadv = os.preadv
+    registered: list[ReadBatch] = []
+    assert reader.start([read_at(file, 0, 10)], registered.append) is registered[0]
+    assert registered[0].wait() == 10
+
+
+def test_a_hot_disk_is_read_by_who_does_not_wait(file: Path) -> None:
+    """Whoever needs the bytes waits before; nobody holds a lock while the disk cools."""
+    files = CheckpointFiles({file: stamp_of(file)})
+    reader = ExpertReader(files, ReadOptions(max_temperature_c=66), disk_c=lambda: 80.0)
+    assert reader.heat_pause.temperature_c == 80.0
+    assert reader.heat_pause.pause_s() > 0
+    assert do_reads(reader, [read_at(file, 0, 10)]) == 10
+    assert reader.heat_pause.paused_s == 0
 
 
 def test_a_disk_without_a_temperature_pauses_nothing_and_says_so(file: Path) -> None:

@@ -2,12 +2,21 @@
 
 import itertools
 import random
+import shutil
 import sys
 import threading
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from comparing import opened, stream_of, streamed
+from packing import packed
 
+from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.store.throttle import HeatPause, RateCap
+from mlx_flash.streaming import install
+from mlx_flash.streaming.expert_stream import ExpertStream
+from mlx_flash.types import ExpertKey
 
 GBPS = 0.001  # 1000 bytes per millisecond, 50_000 in a burst
 BURST = 50_000
@@ -148,6 +157,49 @@ def test_waiting_ends_when_the_disk_is_cool_and_is_counted() -> None:
     pause.wait()
     assert time.slept == [1.0, 1.0, 1.0]
     assert pause.paused_s == 3.0
+
+
+class Hot:
+    """A disk that is too hot for ever: who waits for it is interrupted."""
+
+    def __init__(self, stream: ExpertStream) -> None:
+        stream.reader.heat_pause = HeatPause(66, lambda: 80.0, sleep=self.interrupt)
+
+    def interrupt(self, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_hot_disk_keeps_who_needs_its_bytes_and_nobody_else(checkpoint: Path) -> None:
+    ours = streamed(checkpoint, 4, reads=ReadOptions(overlap_bytes=1, prefetch=True))
+    stream = stream_of(ours)
+    first, second = (stream.layer_streams[layer] for layer in (0, 1))
+    x, asked = mx.zeros((1, 1, 256)), mx.array([[[3, 5]]])
+    expected = first.run(x, asked).tolist()
+    for batch in second._ahead.values():
+        batch.wait()
+    second.run(x, asked)
+    Hot(stream)
+    assert first.run(x, asked).tolist() == expected
+    second.prefetch([6])
+    assert second._ahead == {}
+    stream.restorer._pending.append((0, ExpertKey(0, 6)))
+    stream.restorer._last_call = float("-inf")
+    assert stream.restorer.turn(stream) == 1.0
+    assert len(stream.restorer._pending) == 1
+    with pytest.raises(KeyboardInterrupt):
+        first.run(x, mx.array([[[6, 7]]]))
+    stream.cache.check_integrity()
+
+
+def test_a_packed_model_that_fits_is_loaded_while_the_disk_is_cool(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, waits = packed(shutil.copytree(checkpoint, tmp_path / "model")), []
+    monkeypatch.setattr(install, "disk_temperature_c", lambda path: 80.0)
+    monkeypatch.setattr(HeatPause, "wait", lambda self: waits.append(self.temperature_c))
+    everything, reads = MemoryLimit(everything=True), ReadOptions(max_temperature_c=66)
+    opened(folder, CacheOptions(), everything, "cpu", reads)
+    assert waits == [80.0, 80.0]
 
 
 def test_without_a_limit_no_temperature_is_read() -> None:

@@ -82,6 +82,10 @@ class ExpertCache:
         """Return a copy of the expert -> slot map of a layer."""
         return dict(self._layers[layer].slot_of)
 
+    def reserved(self, layer: int) -> Set[int]:
+        """Return a copy of the experts of a layer that slots are reserved for."""
+        return set(self._layers[layer].reserved)
+
     def ranked(self, layer: int) -> list[int]:
         """Return the residents of a layer, by the policy's judgement most valuable first.
 
@@ -174,18 +178,23 @@ class ExpertCache:
             if age is not None:
                 slots.policy.used(expert, -age)
 
+    def may_resize(self, layer: int, capacity: int) -> bool:
+        """Return whether no slot is reserved, nor more experts pinned than there would be slots."""
+        slots = self._layers[layer]
+        return not slots.reserved and len(slots.pins) <= min(capacity, slots.num_experts)
+
     def resize(self, layer: int, capacity: int) -> dict[int, int] | None:
         """Change a layer's slots; return the new slot for each old one that still holds an expert.
 
         An expert moves only when its slot is gone, to one that was free.
 
         Where there are too many experts the policy's victims leave. None, and nothing has changed,
-        while slots are reserved or more experts pinned than there would be slots.
+        where it may not be resized.
         """
+        if not self.may_resize(layer, capacity):
+            return None
         slots = self._layers[layer]
         capacity = min(capacity, slots.num_experts)
-        if slots.reserved or len(slots.pins) > capacity:
-            return None
         while len(slots.slot_of) > capacity:
             victim = slots.policy.victim(slots.slot_of.keys() - slots.pins.keys(), slots.now)
             del slots.slot_of[victim]

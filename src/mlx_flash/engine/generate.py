@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm import stream_generate
+from mlx_lm.generate import GenerationResponse
 
 from ..errors import OptionError, PromptError
 from ..streaming import adapter
@@ -50,7 +51,8 @@ class Progress:
 class GenerationReport:
     """What was generated, how fast, and what memory and reads it took.
 
-    Sizes are bytes, times seconds, `*_tps` tokens per second. `capacity` is slots per layer.
+    Sizes are bytes, times seconds, `*_tps` tokens per second; the first token counts as the
+    prompt's, so `generation_tps` is of the others, 0 without. `capacity` is slots per layer.
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
     The slots were `resized` so many times since the model was loaded, to `capacity_now`;
@@ -145,11 +147,7 @@ def generate(
     if options.seed is not None:
         mx.random.seed(options.seed)
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
-    before = after_prompt = counters.snapshot()
-    written = machine.written_bytes()
-    start = time.perf_counter()
-    text, ttft_s, finish_reason, last = "", 0.0, "interrupted", None
-    tokens: list[int] = []
+    found = _Generated(counters)
     try:
         for last in stream_generate(
             loaded.model,
@@ -159,48 +157,89 @@ def generate(
             sampler=adapter.sampler(options.temperature),
             prefill_step_size=loaded.prefill_step,
         ):
-            if not tokens:
-                ttft_s = time.perf_counter() - start
-                after_prompt = counters.snapshot()
-            text += last.text
-            tokens.append(int(last.token))
-            finish_reason = last.finish_reason or finish_reason
-            so_far = counters.since(before)
-            on_progress(Progress(last.text, len(tokens), last.generation_tps, so_far))
+            found.add(last)
+            on_progress(Progress(last.text, len(found.tokens), found.tps, found.counted()))
     except KeyboardInterrupt:
         pass
-    total, decode = counters.since(before), counters.since(after_prompt)
+    return _report(loaded, len(prompt), found)
+
+
+class _Generated:
+    """What has been generated since this was made, and when."""
+
+    def __init__(self, counters: StreamCounters) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason = "interrupted"
+        self.prompt_tps = 0.0
+        self._counters = counters
+        self._before = self._after_prompt = counters.snapshot()
+        self._written = machine.written_bytes()
+        self._start_s = self._first_s = self._last_s = time.perf_counter()
+
+    def add(self, response: GenerationResponse) -> None:
+        """Note a token that has just come."""
+        self._last_s = time.perf_counter()
+        if not self.tokens:
+            self._first_s = self._last_s
+            self._after_prompt = self._counters.snapshot()
+        self.tokens.append(int(response.token))
+        self.text += response.text
+        self.prompt_tps = response.prompt_tps
+        self.finish_reason = response.finish_reason or self.finish_reason
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds until the first token; 0 when there is none."""
+        return self._first_s - self._start_s
+
+    @property
+    def tps(self) -> float:
+        """Tokens per second after the first, which belongs to the prompt; 0 before the second."""
+        seconds = self._last_s - self._first_s
+        return (len(self.tokens) - 1) / seconds if seconds > 0 else 0.0
+
+    @property
+    def ssd_bytes_written(self) -> int | None:
+        """Bytes that this process has had written meanwhile; None where nobody counts."""
+        now = machine.written_bytes()
+        return None if self._written is None or now is None else now - self._written
+
+    def counted(self, decode_only: bool = False) -> StreamCounters:
+        """Return what was counted so far; since the first token with `decode_only`."""
+        return self._counters.since(self._after_prompt if decode_only else self._before)
+
+
+def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> GenerationReport:
+    """Return what was generated and what it took."""
+    total, decode = found.counted(), found.counted(decode_only=True)
+    stream = loaded.stream
+    so_far = stream.counters if stream else StreamCounters()
     return GenerationReport(
-        text=text,
-        tokens=tokens,
-        prompt_tokens=len(prompt),
-        generation_tokens=len(tokens),
-        finish_reason=finish_reason,
-        ttft_s=ttft_s,
-        prompt_tps=last.prompt_tps if last else 0.0,
-        generation_tps=last.generation_tps if last else 0.0,
+        text=found.text,
+        tokens=found.tokens,
+        prompt_tokens=prompt_tokens,
+        generation_tokens=len(found.tokens),
+        finish_reason=found.finish_reason,
+        ttft_s=found.ttft_s,
+        prompt_tps=found.prompt_tps,
+        generation_tps=found.tps,
         hit_rate=total.hit_rate,
         decode_hit_rate=decode.hit_rate,
         expert_bytes_read=total.bytes_read,
-        decode_bytes_per_token=decode.bytes_read / max(1, len(tokens) - 1),
-        restored=counters.restored,
-        restored_bytes=counters.restored_bytes,
-        resized=counters.resized,
-        capacity_now=loaded.stream.capacity if loaded.stream else 0,
-        direct_io=loaded.stream.reader.direct if loaded.stream else False,
-        ssd_bytes_written=_since(written),
+        decode_bytes_per_token=decode.bytes_read / max(1, len(found.tokens) - 1),
+        restored=so_far.restored,
+        restored_bytes=so_far.restored_bytes,
+        resized=so_far.resized,
+        capacity_now=stream.capacity if stream else 0,
+        direct_io=stream.reader.direct if stream else False,
+        ssd_bytes_written=found.ssd_bytes_written,
         stall_s=total.stall_s,
         **_memory_fields(loaded),
         backend=backend_name(),
         kernels=loaded.kernels.name,
         lossy=[],
     )
-
-
-def _since(written: int | None) -> int | None:
-    """Return the bytes that this process has had written since then; None where nobody counts."""
-    now = machine.written_bytes()
-    return None if written is None or now is None else now - written
 
 
 def _memory_fields(loaded: LoadedModel) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Gives slots back while the machine is short of memory, and takes them again afterwards."""
 
+import logging
 import threading
 import time
 import weakref
@@ -13,6 +14,8 @@ from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import rss_bytes
 from ..telemetry.pressure import MemoryPressure, memory_pressure
 from .backend import Memory
+
+_log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25  # between two looks at the memory: what is needed is free within a second
 
@@ -38,6 +41,8 @@ class MemoryGuard:
         self._plan = plan
         self._pressure = pressure
         self._stream = weakref.ref(stream)
+        self._complete = True  # every layer has the slots that it was to have
+        self._failure = ""
 
     def start(self) -> None:
         """Look again and again from now on."""
@@ -55,8 +60,9 @@ class MemoryGuard:
             must_give_back=pressure.must_give_back,
             capacity=capacity,
         )
-        if target != capacity:
-            stream.resize(target)
+        if target != capacity or not self._complete:
+            self._complete = False
+            self._complete = stream.resize(target)
 
     def _promised_bytes(self, capacity: int) -> int:
         """Return what the plan allows the model and it has not taken yet, such as KV cache."""
@@ -68,5 +74,16 @@ class MemoryGuard:
         with mx.stream(mx.new_stream(mx.default_device())):
             while (stream := self._stream()) is not None and stream.close.alive:
                 del stream
-                self.look()
+                self._look_or_report()
                 time.sleep(_LOOK_S)
+
+    def _look_or_report(self) -> None:
+        """Look once; log a failure when it is another than the last one, and go on."""
+        try:
+            self.look()
+        except Exception as error:  # noqa: BLE001 - the outermost loop of a thread
+            if str(error) != self._failure:
+                _log.warning("cannot look after the memory: %s", error, exc_info=error)
+            self._failure = str(error)
+        else:
+            self._failure = ""

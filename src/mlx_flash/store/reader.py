@@ -187,20 +187,28 @@ class ExpertReader:
         self._num_threads = 0
         self._closed = False
 
-    def start(self, reads: Sequence[Read]) -> ReadBatch:
+    def start(
+        self,
+        reads: Sequence[Read],
+        register: Callable[[ReadBatch], object] = lambda batch: None,
+    ) -> ReadBatch:
         """Start all `reads`, many at a time, behind those that were started before.
 
-        Blocks while the disk is too hot: here, where an interrupt can end it.
+        `register` is handed what is returned before any of them starts: an interrupt may come
+        before the caller has it, and then somebody must still be able to end the reads.
+
+        Does not look at the disk's temperature: who cannot do without the bytes calls
+        `heat_pause.wait` before, where an interrupt can end it; others ask `heat_pause.pause_s`.
 
         Raises:
             RuntimeError: the reader is closed, or the system lets it start no thread.
         """
         if self._closed:
             raise RuntimeError("the reader is closed")
-        self.heat_pause.wait()
         runs = coalesce(reads, self._options.split_bytes)
         batch = ReadBatch(self._read, reads, len(runs))
         self._start_threads()
+        register(batch)
         try:
             for run in runs:
                 self._work.put((batch, run))

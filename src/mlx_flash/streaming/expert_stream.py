@@ -78,26 +78,41 @@ class ExpertStream:
         self.at_close: list[Callable[[], None]] = []
         self.close = weakref.finalize(self, _release, self.reader, files, self.at_close)
 
-    def start_reading(self, layer: int, experts: Mapping[int, int], into: SlotPool) -> ReadBatch:
-        """Start reading `experts` (expert -> slot) of a layer into the slots of `into`."""
-        return self.reader.start(reads_of(self.layouts[layer], experts, into, self._verify))
+    def start_reading(
+        self,
+        layer: int,
+        experts: Mapping[int, int],
+        into: SlotPool,
+        register: Callable[[ReadBatch], object] = lambda batch: None,
+    ) -> ReadBatch:
+        """Start reading `experts` (expert -> slot) of a layer into the slots of `into`.
+
+        `register` is handed what is returned before anything is read.
+        """
+        reads = reads_of(self.layouts[layer], experts, into, self._verify)
+        return self.reader.start(reads, register)
 
     @property
     def capacity(self) -> int:
         """The slots of the layer that has most."""
         return max(self.cache.capacities, default=0)
 
-    def resize(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> bool:
         """Change the slots of every layer, one after the other; the model may be running.
 
-        A layer into which experts are being read back is left as it is: ask again. Whoever calls
-        from a thread of its own needs a stream of MLX of its own.
+        A layer into which experts are being read back is left as it is; returns whether there was
+        none: otherwise ask again. Whoever calls from a thread of its own needs a stream of MLX of
+        its own.
         """
-        for number, layer in list(self.layer_streams.items()):
-            if self.cache.capacities[number] != min(capacity, self.layouts[number].num_experts):
-                layer.resize(capacity)
-        self.counters.resized += 1
-        mx.clear_cache()
+        resized = [
+            layer.resize(capacity)
+            for number, layer in list(self.layer_streams.items())
+            if self.cache.capacities[number] != min(capacity, self.layouts[number].num_experts)
+        ]
+        if any(resized):
+            self.counters.resized += 1
+            mx.clear_cache()
+        return all(resized)
 
     @property
     def slot_bytes(self) -> int:

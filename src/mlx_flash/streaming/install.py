@@ -16,6 +16,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout, stacked_layout
 from ..store.files import CheckpointFiles
 from ..store.reader import ExpertReader
+from ..telemetry.disk_temperature import disk_temperature_c
 from . import adapter
 from .compute import ResidentStacks, computing
 from .expert_stream import ExpertStream, reads_of
@@ -141,12 +142,14 @@ def read_packed_experts(sites: Sequence[SwitchSite], read_options: ReadOptions) 
     """
     stamps = {path: stamp for site in sites for path, stamp in site.layout.files.items()}
     with contextlib.closing(CheckpointFiles(stamps)) as files:
-        reader = ExpertReader(files, read_options)
+        disk_c = partial(disk_temperature_c, next(iter(stamps)))
+        reader = ExpertReader(files, read_options, disk_c=disk_c)
         with contextlib.closing(reader):
             for site in sites:
                 pool = SlotPool(site.layout, site.layout.num_experts)
                 experts = {expert: expert for expert in range(site.layout.num_experts)}
-                reader.start(reads_of(site.layout, experts, pool)).wait()
+                reader.heat_pause.wait()
+                reader.start(reads_of(site.layout, experts, pool, read_options.verify)).wait()
                 for name, projection in adapter.projections(site.switch).items():
                     for tensor in adapter.parameters(projection):
                         projection[tensor] = pool.arrays[f"{name}.{tensor}"]

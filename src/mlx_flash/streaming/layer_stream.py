@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -80,52 +81,75 @@ class LayerStream:
         experts = np.asarray(indices)
         if experts.size == 0:
             return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
-        with self.stream.lock:
+        with self.stream.lock, ExitStack() as open_reads:
             asked = busiest_first(experts)
             self._settle(set(asked))
-            layer, cache, counters = self._layout.layer, self.stream.cache, self.stream.counters
-            self._ahead |= self.stream.restorer.hand_over(self.stream, layer, set(asked))
-            with cache.admit(layer, asked) as admission, ExitStack() as reads:
-                counters.calls += 1
-                counters.asks += len(asked)
-                counters.hits += len(admission.hits)
-                counters.swept += len(admission.without_slot)
-                for batch in self._ahead.values():
-                    reads.callback(batch.close)
-                try:
-                    return self._compute(x, experts, self._parts(admission, reads, x))
-                except BaseException:
-                    self._finish()  # the slots of the misses are about to be free
-                    raise
-                finally:
-                    self._ahead.clear()
+            self.stream.restorer.hand_over(self.stream, self.layer, set(asked), self._ahead)
+            for batch in self._ahead.values():
+                open_reads.callback(batch.close)
+            try:
+                with self.stream.cache.admit(self.layer, asked) as admission:
+                    self._count(asked, admission)
+                    try:
+                        return self._compute(x, experts, self._parts(admission, open_reads, x))
+                    except BaseException:
+                        self._finish()  # the slots of the misses are about to be free
+                        raise
+            finally:
+                ahead, self._ahead = self._ahead, {}
+                self._release(ahead)
+
+    def _count(self, asked: Sequence[int], admission: Admission) -> None:
+        counters = self.stream.counters
+        counters.calls += 1
+        counters.asks += len(asked)
+        counters.hits += len(admission.hits)
+        counters.swept += len(admission.without_slot)
+
+    def _release(self, ahead: Mapping[int, ReadBatch]) -> None:
+        """End the reservations of `ahead` that no admission took."""
+        for expert in self.stream.cache.reserved(self.layer) & ahead.keys():
+            ahead[expert].close()
+            self.stream.cache.release(self.layer, expert, resident=False)
 
     def prefetch(self, experts: Sequence[int]) -> None:
-        """Start reading those of `experts` that are not in memory, behind what is being read."""
+        """Start reading those of `experts` that are not in memory, behind what is being read.
+
+        Not while the disk is too hot.
+        """
+        if self.stream.reader.heat_pause.pause_s():
+            return
         self._finish()
-        slots = self.stream.cache.reserve(self._layout.layer, experts)
-        self.stream.counters.prefetched += len(slots)
+        cache = self.stream.cache
+        before = cache.reserved(self.layer)
         try:
+            slots = cache.reserve(self.layer, experts)
+            self.stream.counters.prefetched += len(slots)
             for expert, slot in slots.items():
-                self._ahead[expert] = self.stream.start_reading(
-                    self._layout.layer, {expert: slot}, self.places[SLOTS]
-                )
+                register = partial(self._ahead.__setitem__, expert)
+                self.stream.start_reading(self.layer, {expert: slot}, self.places[SLOTS], register)
         finally:  # an interrupt may leave some that nobody reads
-            for expert in slots.keys() - self._ahead.keys():
-                self.stream.cache.release(self._layout.layer, expert, resident=False)
+            for expert in cache.reserved(self.layer) - before - self._ahead.keys():
+                cache.release(self.layer, expert, resident=False)
 
     def resize(self, capacity: int) -> bool:
-        """Change the layer's slots to `capacity`; False when experts are being read into them."""
+        """Change the layer's slots to `capacity`; False when experts are being read into them.
+
+        Where there is no memory for them, that is raised and nothing has changed.
+        """
         with self.stream.lock:
             self._settle(set())
             for batch in self._leaving.values():
                 batch.close()
             self._settle(set())
             self._finish()
-            moves = self.stream.cache.resize(self._layout.layer, capacity)
-            if moves is None:
+            capacity, slots = min(capacity, self._layout.num_experts), self.places[SLOTS]
+            if not self.stream.cache.may_resize(self.layer, capacity):
                 return False
-            if self.places[SLOTS].resize(min(capacity, self._layout.num_experts), moves):
+            memory = slots.memory_for(capacity)
+            moves = self.stream.cache.resize(self.layer, capacity)
+            assert moves is not None, "nobody reserves slots meanwhile"
+            if slots.resize(capacity, moves, memory):
                 self.compute.refresh()
             return True
 
@@ -142,18 +166,19 @@ class LayerStream:
                 counters.prefetch_hits += 1
                 counters.prefetch_late += not batch.done
             else:
-                self._leaving[expert] = self._ahead.pop(expert)
+                self._leaving[expert] = batch
+                del self._ahead[expert]
                 batch.cancel()
         for expert, batch in list(self._leaving.items()):
             if expert in asked:
                 batch.close()
             if batch.settled:
-                del self._leaving[expert]
                 arrived = False
                 if batch.complete:
                     with suppress(ExpertReadError):
                         counters.bytes_read += batch.wait()
                         arrived = True
+                del self._leaving[expert]
                 cache.release(layer, expert, resident=arrived)
 
     def _parts(self, admission: Admission, reads: ExitStack, x: mx.array) -> Iterator[_Part]:
@@ -194,8 +219,12 @@ class LayerStream:
         """Return a part of which the experts `missing` (expert -> slot) are being read."""
         if not missing:
             return _Part(slots, place)
-        batch = self.stream.start_reading(self._layout.layer, missing, self.places[place])
-        reads.callback(batch.close)
+
+        def register(batch: ReadBatch) -> None:
+            reads.callback(batch.close)
+
+        self.stream.reader.heat_pause.wait()
+        batch = self.stream.start_reading(self.layer, missing, self.places[place], register)
         return _Part(slots, place, batch)
 
     def _compute(self, x: mx.array, experts: npt.NDArray[Any], parts: Iterable[_Part]) -> mx.array:

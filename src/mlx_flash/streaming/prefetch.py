@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -80,7 +81,7 @@ class Prefetcher:
         self.pays = _HIDDEN * recent.busy_s > self._guess_s * recent.calls
 
     def _guess(self, block: Any, switch: "StreamedSwitch", x: mx.array) -> None:
-        switch.guessing = True
+        switch.guessing = get_ident()
         try:
             block(_with_noise(x))
         except Guess as guess:
@@ -88,7 +89,7 @@ class Prefetcher:
         except ValueError as error:
             self.why_off = f"the next layer's router does not take this layer's input: {error}"
         finally:
-            switch.guessing = False
+            switch.guessing = None
         tried = self._counters
         if tried.prefetched >= _TRIAL and tried.prefetch_precision < _LEAST_PRECISION:
             self.why_off = (

@@ -1,6 +1,7 @@
 """Records a model's routing while it runs: which experts each layer asks for, with what weights."""
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -90,12 +91,12 @@ def router_weights(
             picked.append(indices)
             return results.reshape(*indices.shape, width)
 
-        switch.answer = answer
+        switch.answer, switch.answering = answer, get_ident()
         try:
             y: mx.array = block(x)
             return y
         finally:
-            switch.answer = None
+            switch.answering = switch.answer = None
 
     shape = (1, len(experts), top_k, width)
     units = mx.broadcast_to(mx.eye(top_k, width, dtype=x.dtype), shape)

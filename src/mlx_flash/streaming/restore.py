@@ -4,7 +4,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import MutableMapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from ..errors import ExpertReadError
@@ -63,6 +63,8 @@ class Restorer:
         """
         if time.monotonic() - self._last_call < _QUIET_S:
             return _QUIET_S
+        if hot_s := stream.reader.heat_pause.pause_s():
+            return hot_s
         if not stream.lock.acquire(blocking=False):
             self._last_call = time.monotonic()  # it is not over yet
             return _QUIET_S
@@ -85,31 +87,39 @@ class Restorer:
         return bool(self._pending or self._reading)
 
     def hand_over(
-        self, stream: "ExpertStream", layer: int, asked: Set[int]
-    ) -> dict[int, ReadBatch]:
-        """Return the reads under way of those experts that a call of a layer asks for.
+        self,
+        stream: "ExpertStream",
+        layer: int,
+        asked: Set[int],
+        to: MutableMapping[int, ReadBatch],
+    ) -> None:
+        """Put the reads under way of those experts that a call of a layer asks for into `to`.
 
         Their slots are reserved. From now on they are the caller's, who holds the stream's lock.
         """
         if not self._pending and not self._reading:
-            return {}
+            return
         self._last_call = time.monotonic()
         self._settle(stream)
         taken = [key for key in self._reading if key.layer == layer and key.expert in asked]
-        return {key.expert: self._reading.pop(key)[1] for key in taken}
+        for key in taken:  # one of the two has it, whatever interrupts: no call stands between
+            to[key.expert] = self._reading[key][1]
+            del self._reading[key]
 
     def _start_reading(self, stream: "ExpertStream", rank: int, key: ExpertKey) -> None:
         """Start to read an expert, unless it is in memory or its layer has no free slot."""
         slots = stream.cache.reserve(key.layer, [key.expert], evict=False)
         if not slots:
             return
+
+        def register(batch: ReadBatch) -> None:
+            self._reading[key] = (rank, batch)
+
         try:
-            batch = stream.start_reading(key.layer, slots, stream.pools[key.layer])
+            stream.start_reading(key.layer, slots, stream.pools[key.layer], register)
         except RuntimeError:  # no more threads: the stream was closed, or the program is ending
             stream.cache.release(key.layer, key.expert, resident=False)
             self._pending.clear()
-            return
-        self._reading[key] = (rank, batch)
 
     def _settle(self, stream: "ExpertStream") -> None:
         """Make resident what has arrived; let a slot go whose read failed, and stop at that."""

@@ -27,6 +27,9 @@ DTYPES: dict[str, mx.Dtype] = {
 """The MLX type of each safetensors type that an expert may be stored in."""
 
 
+SlotMemory = tuple[dict[str, memoryview], dict[str, mx.array]]
+"""Each tensor's slots: as bytes, and as the stack that is computed on."""
+
 _GPU_STEP = 16  # bytes: GPU kernels load 16 at a time, from multiples of that
 _WORD_BYTES = 8  # a slab is made of words, because an axis of MLX holds less than 2^31 elements
 
@@ -50,62 +53,51 @@ class SlotPool:
         """
         self._layout = layout
         self._nbytes = {tensor.name: tensor.nbytes for tensor in layout.tensors}
-        self._bytes: dict[str, memoryview] = {}
-        self.arrays: dict[str, mx.array] = {}
         self.capacity = capacity
-        if slab is None:
-            slab = new_slab(self.num_bytes, huge_pages=self._in_huge_pages)
-        self._lay_out(slab)
+        memory = _new_memory(layout, capacity) if slab is None else _lay_out(layout, capacity, slab)
+        self._bytes, self.arrays = memory
 
     @property
     def num_bytes(self) -> int:
         """Memory that the slots take, alignment included."""
         return self._layout.slab_bytes(self.capacity)
 
-    @property
-    def _in_huge_pages(self) -> bool:
-        return self.capacity <= self._layout.num_experts // 2
+    def memory_for(self, capacity: int) -> SlotMemory | None:
+        """Return new memory for `capacity` slots, None where they have room where they are.
 
-    def _lay_out(self, slab: mx.array) -> None:
-        """Give each tensor its stack in a slab."""
-        start = -address_of(slab) % SLOT_ALIGNMENT
-        step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
-        for tensor in self._layout.tensors:
-            dtype = dtype_named(tensor.dtype, f"{self._layout.prefix}.{tensor.name}")
-            first = start + (tensor.phase if tensor.phase % step == 0 else 0)
-            nbytes = -(-self.capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
-            words = slab[first // _WORD_BYTES : (first + nbytes) // _WORD_BYTES]
-            stack = _stack(words, tensor, self.capacity, dtype)
-            mx.eval(words, stack)
-            assert address_of(stack) == address_of(words), (
-                "MLX copied slots instead of sharing them"
-            )
-            self._bytes[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
-            self.arrays[tensor.name] = stack
-            start += tensor.slots_bytes(self.capacity)
+        On the CPU of a Linux machine slots are given back where they are; elsewhere, and when there
+        are to be more than ever, they move to new memory, both of which is taken for a moment.
+        """
+        in_place = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
+        if in_place and capacity <= self._num_slots:
+            return None
+        return _new_memory(self._layout, capacity)
 
-    def resize(self, capacity: int, moves: Mapping[int, int]) -> bool:
+    def resize(self, capacity: int, moves: Mapping[int, int], memory: SlotMemory | None) -> bool:
         """Change the slots; `moves` has the new slot of each old one that is kept.
 
-        Nothing may be writing or reading them. Returns whether they lie elsewhere now: on the CPU
-        of a Linux machine slots are given back where they are, elsewhere, and when there are to be
-        more than ever, they move to new memory, both of which is taken for a moment.
+        `memory` is what `memory_for` returned. Nothing may be writing or reading the slots. Returns
+        whether they lie elsewhere now.
         """
-        before, num_slots = self._bytes, next(iter(self.arrays.values())).shape[0]
-        in_place = capacity <= num_slots and self._give_back(capacity, num_slots, moves)
         self.capacity = capacity
-        if in_place:
-            return False
-        self._bytes, self.arrays = {}, {}
-        self._lay_out(new_slab(self.num_bytes, huge_pages=self._in_huge_pages))
-        self._copy(before, self._bytes, moves)
+        if memory is None:
+            self._copy(self._bytes, self._bytes, {o: n for o, n in moves.items() if o != n})
+            if self._give_back(capacity):
+                return False
+            moves = {slot: slot for slot in moves.values()}
+            memory = _new_memory(self._layout, capacity)
+        self._copy(self._bytes, memory[0], moves)
+        self._bytes, self.arrays = memory
         return True
 
-    def _give_back(self, capacity: int, num_slots: int, moves: Mapping[int, int]) -> bool:
-        """Move what is kept below `capacity` and give back what lies above, if that is possible."""
-        if sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu):
-            return False
-        self._copy(self._bytes, self._bytes, {o: n for o, n in moves.items() if o != n})
+    @property
+    def _num_slots(self) -> int:
+        """For how many slots there is room."""
+        return int(next(iter(self.arrays.values())).shape[0])
+
+    def _give_back(self, capacity: int) -> bool:
+        """Give back what lies above `capacity`; return whether the system took all of it."""
+        num_slots = self._num_slots
         return all(
             give_pages_back(
                 address_of(self.arrays[name]) + capacity * nbytes, (num_slots - capacity) * nbytes
@@ -134,6 +126,32 @@ class SlotPool:
     def __deepcopy__(self, memo: dict[int, Any]) -> "SlotPool":
         """Return itself: a copied model shares its slots, and with them their bookkeeping."""
         return self
+
+
+def _new_memory(layout: ExpertLayout, capacity: int) -> SlotMemory:
+    """Return memory of its own for `capacity` slots."""
+    huge_pages = capacity <= layout.num_experts // 2
+    return _lay_out(layout, capacity, new_slab(layout.slab_bytes(capacity), huge_pages))
+
+
+def _lay_out(layout: ExpertLayout, capacity: int, slab: mx.array) -> SlotMemory:
+    """Give each tensor its stack in a slab."""
+    start = -address_of(slab) % SLOT_ALIGNMENT
+    step = _WORD_BYTES if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP
+    views: dict[str, memoryview] = {}
+    arrays: dict[str, mx.array] = {}
+    for tensor in layout.tensors:
+        dtype = dtype_named(tensor.dtype, f"{layout.prefix}.{tensor.name}")
+        first = start + (tensor.phase if tensor.phase % step == 0 else 0)
+        nbytes = -(-capacity * tensor.nbytes // _WORD_BYTES) * _WORD_BYTES
+        words = slab[first // _WORD_BYTES : (first + nbytes) // _WORD_BYTES]
+        stack = _stack(words, tensor, capacity, dtype)
+        mx.eval(words, stack)
+        assert address_of(stack) == address_of(words), "MLX copied slots instead of sharing them"
+        views[tensor.name] = memoryview(words).cast("B")  # type: ignore[arg-type]
+        arrays[tensor.name] = stack
+        start += tensor.slots_bytes(capacity)
+    return views, arrays
 
 
 def new_slab(num_bytes: int, huge_pages: bool = False) -> mx.array:

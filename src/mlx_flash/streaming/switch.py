@@ -1,6 +1,7 @@
 """The modules that stand in a model where mlx-lm's switch modules stood."""
 
 from collections.abc import Callable, Iterable
+from threading import get_ident
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -32,13 +33,15 @@ class ExpertTwin(Module):
 class StreamedSwitch(ExpertTwin):
     """The twin of a switch whose experts are streamed.
 
-    While `guessing` it raises `Guess`; what `answer` returns stands in for the experts' results.
+    In the thread that is `guessing` it raises `Guess`; in the one that is `answering`, what
+    `answer` returns stands in for the experts' results. Other threads get those.
     """
 
     def __init__(self, switch: Module, layer_stream: LayerStream) -> None:
         super().__init__(switch, layer_stream.compute)
         self.layer_stream = layer_stream
-        self.guessing = False
+        self.guessing: int | None = None
+        self.answering: int | None = None
         self.answer: Callable[[mx.array], mx.array] | None = None
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -48,9 +51,9 @@ class StreamedSwitch(ExpertTwin):
             ExpertReadError: an expert could not be read.
             UnsupportedModelError: inside a gradient.
         """
-        if self.guessing:
+        if self.guessing == get_ident():
             raise Guess(indices)
-        if self.answer is not None:
+        if self.answering == get_ident() and self.answer is not None:
             return self.answer(indices)
         y = self.layer_stream.run(x, indices)
         if (recorder := self.layer_stream.stream.recorder) is not None:
