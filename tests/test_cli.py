@@ -90,6 +90,13 @@ def test_piped_output_is_the_answer_and_nothing_else() -> None:
         assert part in result.stderr
 
 
+def test_verifying_a_model_without_checksums_is_said_in_one_line() -> None:
+    result = run(*QUESTION, "--capacity", "8", "--verify")
+    assert result.returncode == 0
+    assert result.stderr.count("no checksums to compare") == 1
+    assert "no checksums" not in run(*QUESTION, "--capacity", "8").stderr
+
+
 def test_a_terminal_shows_a_status_line() -> None:
     primary, secondary = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}

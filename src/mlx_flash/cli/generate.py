@@ -34,6 +34,7 @@ from .options import (
     Verify,
     WarmStart,
 )
+from .remarks import remarks
 from .status import StatusLine
 
 if TYPE_CHECKING:
@@ -98,12 +99,8 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
-    if loaded.kernels.why:
-        notes.print(loaded.kernels.why)
-    if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
-        notes.print("This machine gives no temperature of the disk that holds the model.")
-    if loaded.plan.why_resident:
-        notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
+    for line in remarks(loaded, cache_options, read_options):
+        notes.print(line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
