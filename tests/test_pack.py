@@ -293,11 +293,48 @@ def test_headers_that_lie_are_refused(copy: Path, metadata: dict[str, str], mess
         read_packed(path)
 
 
-def test_a_truncated_file_is_refused(copy: Path) -> None:
+@pytest.mark.parametrize("name", ["experts-00001.safetensors", "model-00001-of-00001.safetensors"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_file_of_another_size_is_refused_and_written_again(
+    copy: Path, name: str, by: int
+) -> None:
+    path = packed(copy) / name
+    whole = path.read_bytes()
+    os.truncate(path, len(whole) + by)
+    with pytest.raises(
+        FormatError, match=r"truncated or changed.* delete it and run .* pack again"
+    ):
+        Checkpoint.open(path.parent)
+    assert pack(copy, path.parent, None, ignore)
+    assert path.read_bytes() == whole
+
+
+def test_a_truncated_file_of_an_older_pack_is_refused(copy: Path) -> None:
     path = packed(copy) / "experts-00001.safetensors"
+    record = path.parent / "pack.json"
+    old = json.loads(record.read_text())
+    record.write_text(json.dumps({**old, "files": [*old["files"]]}))
+    check(path.parent, ignore)
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(FormatError, match="truncated"):
         Checkpoint.open(path.parent)
+    path.unlink()
+    with pytest.raises(FormatError, match="without its file"):
+        Checkpoint.open(path.parent)
+    assert pack(copy, path.parent, None, ignore)
+    check(path.parent, ignore)
+
+
+def test_a_complete_pack_is_left_as_it_is_and_said_to_be(copy: Path) -> None:
+    folder = packed(copy)
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    moved: list[tuple[int, int]] = []
+    assert not pack(copy, folder, None, lambda *done: moved.append(done))
+    assert moved == []
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    result = CliRunner().invoke(app, ["pack", str(copy), str(folder)], catch_exceptions=False)
+    assert result.stderr.startswith("already packed: ")
+    assert "/s" not in result.stderr.replace(str(folder), "")
 
 
 @pytest.mark.parametrize(

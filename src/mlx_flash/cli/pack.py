@@ -7,17 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from ..config import QUANTIZATIONS, QuantizeOptions
 from ..errors import OptionError
 from .options import AsJson
+from .progress import ByteBar
 
 
 def command(
@@ -46,28 +40,23 @@ def command(
     if verify == (out is not None):
         raise OptionError("give MODEL and OUT to pack a model, or a packed MODEL and --check.")
     sizes = QuantizeOptions(bits=bits, group_size=group_size, mode=mode).sizes
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     notes = Console(stderr=True, highlight=False, markup=False)
-    with Progress(*columns, console=notes) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def on_bytes(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
+    with ByteBar(notes) as on_bytes:
         from ..engine.find import find_model
         from ..engine.pack import check, pack
         from ..kernels.reference import Quantization
 
         folder = find_model(model)
-        num_records = None
+        num_records, written = None, False
         if out is None:
             num_records = check(folder, on_bytes)
         else:
-            pack(folder, out, Quantization(*sizes) if sizes else None, on_bytes)
+            written = pack(folder, out, Quantization(*sizes) if sizes else None, on_bytes)
     if as_json:
         report = {"records": num_records} if out is None else {"folder": str(out)}
         sys.stdout.write(json.dumps(report) + "\n")
     elif out is None:
         notes.print(f"all {num_records} records are as they were written.")
     else:
-        notes.print(f"packed: mlx-flash generate {out} -p ...")
+        done = "packed" if written else "already packed"
+        notes.print(f"{done}: mlx-flash generate {out} -p ...", soft_wrap=True)
