@@ -237,6 +237,32 @@ def test_a_damaged_record_is_found_named_and_written_again(copy: Path) -> None:
     assert check(folder, ignore) == 16
 
 
+def test_damage_outside_of_the_experts_is_found_too(copy: Path) -> None:
+    folder = packed(copy)
+    shard = folder / "model-00001-of-00001.safetensors"
+    read: list[tuple[int, int]] = []
+    assert check(folder, lambda *done: read.append(done)) == 16
+    assert read[-1][0] == read[-1][1]
+    for offset in (read_header(shard).tensors["lm_head.weight"].offset, shard.stat().st_size - 1):
+        flip_a_byte(shard, offset)
+        with pytest.raises(FormatError, match=rf"{shard} are damaged: delete it and run .* pack"):
+            check(folder, ignore)
+        flip_a_byte(shard, offset)
+    assert check(folder, ignore) == 16
+
+
+def test_a_pack_without_checksums_of_its_shards_gets_them(copy: Path) -> None:
+    folder = packed(copy)
+    shard = folder / "model-00001-of-00001.safetensors"
+    mx.save_safetensors(str(shard), mx.load(str(shard)), {"format": "mlx"})
+    record = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps({**record, "files": [*record["files"]]}))
+    with pytest.raises(FormatError, match=r"without a checksum: run mlx-flash pack again"):
+        check(folder, ignore)
+    assert pack(copy, folder, None, ignore)
+    assert check(folder, ignore) == 16
+
+
 def test_a_folder_of_something_else_is_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()

@@ -21,7 +21,10 @@ def command(
         typer.Argument(help="The folder to write: new, empty, or a pack to go on with."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--check", help="Read every record of MODEL, which is packed.")
+        bool,
+        typer.Option(
+            "--check", help="Compare all weights of MODEL, which is packed, with their checksums."
+        ),
     ] = False,
     bits: Annotated[int | None, typer.Option(help="Quantize to so many bits on the way.")] = None,
     group_size: Annotated[
@@ -56,7 +59,7 @@ def command(
         report = {"records": num_records} if out is None else {"folder": str(out)}
         sys.stdout.write(json.dumps(report) + "\n")
     elif out is None:
-        notes.print(f"all {num_records} records are as they were written.")
+        notes.print(f"all {num_records} experts and all other weights are as they were written.")
     else:
         done = "packed" if written else "already packed"
         notes.print(f"{done}: mlx-flash generate {out} -p ...", soft_wrap=True)

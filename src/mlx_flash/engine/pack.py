@@ -24,7 +24,8 @@ from ..formats.packed import (
     packed_name,
     record_bytes,
 )
-from ..formats.safetensors import NewTensor, header_of
+from ..formats.safetensors import NewTensor
+from ..formats.shards import is_as_written, shard_header
 from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
@@ -57,7 +58,7 @@ class _NewFile:
         """What stands before the tensors, with checksums of nothing."""
         if self.prefix:
             return packed_header(self.prefix, self.tensors, [0] * self.num_experts)
-        return header_of(self.tensors, {"format": "mlx"}, 16)
+        return shard_header(self.tensors, 0)
 
     @property
     def file_bytes(self) -> int:
@@ -142,17 +143,18 @@ def _write_files(
 
 
 def check(folder: Path, on_bytes: OnBytes) -> int:
-    """Read every record of a packed model; return how many there are.
+    """Read every record and every other tensor of a packed model; return the number of records.
 
     Raises:
-        FormatError: a record is not what was written, or a file is no packed layer.
+        FormatError: a record or a shard is not what was written, or a file is no packed layer.
         OptionError: the model is not packed.
     """
-    layers = Checkpoint.open(folder).packed.values()
+    checkpoint = Checkpoint.open(folder)
+    layers = checkpoint.packed.values()
     if not layers:
         raise OptionError(f"{folder} is not packed: there is nothing to check.")
     total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
-    meter = _Meter(total, on_bytes)
+    meter = _Meter(total + sum(t.nbytes for t in checkpoint.tensors.values()), on_bytes)
     damaged = [damage for layer in layers for damage in _damage(layer, meter)]
     if damaged:
         path, expert, offset = damaged[0]
@@ -164,7 +166,27 @@ def check(folder: Path, on_bytes: OnBytes) -> int:
             path,
             offset,
         )
+    _check_shards(sorted({entry.path for entry in checkpoint.tensors.values()}), meter)
     return sum(layer.num_experts for layer in layers)
+
+
+def _check_shards(shards: Sequence[Path], meter: _Meter) -> None:
+    """Raise FormatError unless the tensors that are no experts are what was written."""
+    for shard in shards:
+        match is_as_written(shard, meter.add):
+            case None:
+                raise FormatError(
+                    f"all records are as they were written, but {shard} was packed without a "
+                    "checksum: run mlx-flash pack again, with the same model and options, to add "
+                    "it.",
+                    shard,
+                )
+            case False:
+                raise FormatError(
+                    f"the weights in {shard} are damaged: delete it and run mlx-flash pack again, "
+                    "with the same model and options.",
+                    shard,
+                )
 
 
 def _damage(layer: PackedLayer, meter: _Meter) -> Iterator[tuple[Path, int, int]]:
@@ -296,9 +318,14 @@ def _write_layer(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) ->
 def _write_shard(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) -> None:
     """Write parameters as stock safetensors, and drop them."""
     out.write(file.head)
+    checksum = 0
     for tensor in file.tensors:
-        out.write(_bytes_of(adapter.take_parameter(model, tensor.name)))
+        piece = _bytes_of(adapter.take_parameter(model, tensor.name))
+        out.write(piece)
+        checksum = zlib.crc32(piece, checksum)
         meter.add(tensor.nbytes)
+    out.seek(0)
+    out.write(shard_header(file.tensors, checksum))
 
 
 def _bytes_of(array: mx.array) -> memoryview:
