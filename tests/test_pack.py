@@ -175,6 +175,15 @@ def test_a_killed_pack_is_refused_and_then_finished(copy: Path, tmp_path: Path) 
     assert differing(run_logits(ours.model, PROMPT, 6), logits_of(copy)) == []
 
 
+def test_a_pack_that_was_killed_before_it_began_is_begun_again(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed"
+    target.mkdir()
+    (target / "pack.json.partial").write_text('{"sour')
+    assert pack(copy, target, None, ignore)
+    assert check(target, ignore) == 16
+    assert not list(target.glob("*.partial"))
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +277,8 @@ def test_a_folder_of_something_else_is_refused(copy: Path, tmp_path: Path) -> No
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(OptionError, match="not empty"):
         pack(copy, tmp_path / "full", None, ignore)
+    with pytest.raises(OptionError, match=r"thesis\.txt is a file: give a folder"):
+        pack(copy, tmp_path / "full" / "thesis.txt", None, ignore)
     folder = packed(copy)
     with pytest.raises(OptionError, match="is packed already"):
         pack(folder, tmp_path / "again", None, ignore)

@@ -267,9 +267,12 @@ def _claim(target: Path, identity: str, files: Sequence[_NewFile]) -> None:
     Raises:
         OptionError: there is something else in it.
     """
+    if target.exists() and not target.is_dir():
+        raise OptionError(f"{target} is a file: give a folder.")
     record = target / PACK_RECORD
     claim = {"source": identity, "files": {file.name: file.file_bytes for file in files}}
     with _translated(target):
+        target.mkdir(parents=True, exist_ok=True)
         found = read_json_object(record) if record.is_file() else None
         if found == claim:
             return
@@ -278,9 +281,9 @@ def _claim(target: Path, identity: str, files: Sequence[_NewFile]) -> None:
                 f"{target} holds a pack of another model, of another version of it, or with "
                 "other options: give a new folder."
             )
-        if found is None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        unfinished = record.name + _PARTIAL  # of one that was killed before it had claimed
+        if found is None and any(path.name != unfinished for path in target.iterdir()):
             raise OptionError(f"{target} is not empty: give a new folder.")
-        target.mkdir(parents=True, exist_ok=True)
         with _new_file(record) as out:
             out.write(json.dumps(claim).encode())
 
