@@ -184,6 +184,18 @@ def test_a_pack_that_was_killed_before_it_began_is_begun_again(copy: Path, tmp_p
     assert not list(target.glob("*.partial"))
 
 
+def test_a_folder_that_another_process_packs_into_is_refused(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed"
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(OptionError, match=f"another process is writing {target}"):
+            pack(copy, target, None, ignore)
+
+    assert pack(copy, target, None, meanwhile)
+    assert not pack(copy, target, None, meanwhile)
+    assert check(target, ignore) == 16
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
 from ..streaming.slots import type_name
+from .folder_lock import locked
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
 _COPIED = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".md"}
@@ -90,7 +91,8 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
     have another size. `on_bytes(done, of)` is called as it writes.
 
     Raises:
-        OptionError: `target` holds something else, or the model is packed or quantized already.
+        OptionError: `target` holds something else or is being written by another process, or the
+            model is packed or quantized already.
         PackError: the disk is full, or cannot be written.
         FormatError, ModelNotFoundError, UnsupportedModelError: `source` is no sound checkpoint.
     """
@@ -105,16 +107,26 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
             lazy, quantization.bits, quantization.group_size, quantization.mode
         )
     files = _plan_files(lazy.model)
-    _claim(target, _identity(checkpoint, quantization), files)
-    missing = [file for file in files if not _is_whole(target / file.name, file.file_bytes)]
-    complete = not missing and (target / "config.json").is_file()
-    _write_files(lazy.model, target, files, missing, on_bytes)
-    _copy_others(source, target)
-    with _translated(target):
-        partial = target / f"config.json{_PARTIAL}"
-        adapter.write_config(lazy.config, partial)
-        partial.replace(target / "config.json")
+    _make_folder(target)
+    with locked(target):
+        _claim(target, _identity(checkpoint, quantization), files)
+        missing = [file for file in files if not _is_whole(target / file.name, file.file_bytes)]
+        complete = not missing and (target / "config.json").is_file()
+        _write_files(lazy.model, target, files, missing, on_bytes)
+        _copy_others(source, target)
+        with _translated(target):
+            partial = target / f"config.json{_PARTIAL}"
+            adapter.write_config(lazy.config, partial)
+            partial.replace(target / "config.json")
     return not complete
+
+
+def _make_folder(target: Path) -> None:
+    """Make a folder, unless it is there."""
+    if target.exists() and not target.is_dir():
+        raise OptionError(f"{target} is a file: give a folder.")
+    with _translated(target):
+        target.mkdir(parents=True, exist_ok=True)
 
 
 def _is_whole(path: Path, nbytes: int) -> bool:
@@ -267,12 +279,9 @@ def _claim(target: Path, identity: str, files: Sequence[_NewFile]) -> None:
     Raises:
         OptionError: there is something else in it.
     """
-    if target.exists() and not target.is_dir():
-        raise OptionError(f"{target} is a file: give a folder.")
     record = target / PACK_RECORD
     claim = {"source": identity, "files": {file.name: file.file_bytes for file in files}}
     with _translated(target):
-        target.mkdir(parents=True, exist_ok=True)
         found = read_json_object(record) if record.is_file() else None
         if found == claim:
             return
