@@ -1,5 +1,6 @@
 """Benchmarks: an inflated model answers as before, and what is printed was measured."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ from mlx_flash.bench.model import _everything_resident, measure_model, read_opti
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
-from mlx_flash.errors import OptionError
+from mlx_flash.engine.pack import pack
+from mlx_flash.errors import OptionError, PackError
 from mlx_flash.streaming import adapter
 
 SECONDS = ("ttft_s", "tpot_p50_s", "tpot_p99_s", "compute_s")
@@ -59,6 +61,60 @@ def test_a_folder_that_is_not_empty_and_smaller_experts_are_refused(tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="not empty"):
         inflate(bundled_model(), tmp_path, 10**6, lambda *done: None)
+
+
+def test_what_cannot_be_inflated_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    with pytest.raises(PackError, match=r"and the disk of .* ask for smaller experts"):
+        inflate(bundled_model(), target, 10**14, lambda *done: None)
+    assert not target.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="file is a file: give a folder"):
+        inflate(bundled_model(), tmp_path / "file", 10**6, lambda *done: None)
+    pack(bundled_model(), tmp_path / "packed", None, lambda *done: None)
+    with pytest.raises(OptionError, match=r"is packed: give the model that it was made of\.$"):
+        inflate(tmp_path / "packed", target, 10**6, lambda *done: None)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(
+    ("cause", "raised", "message"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(errno.ENOSPC, "No space left on device"), PackError, "No space .*: make room"),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            PackError,
+            r"cannot write .*: Input/.* error\.$",
+        ),
+    ],
+)
+def test_inflating_leaves_nothing_behind_when_it_ends_early(
+    tmp_path: Path, exists: bool, cause: BaseException, raised: Any, message: str | None
+) -> None:
+    target = tmp_path / "new"
+    if exists:
+        target.mkdir()
+
+    def fail(done: int, total: int) -> None:
+        if done > total / 2:
+            raise cause
+
+    with pytest.raises(raised, match=message):
+        inflate(bundled_model(), target, 200_000, fail)
+    assert target.exists() == exists
+    assert list(tmp_path.glob("new/*")) == []
+    inflate(bundled_model(), target, 200_000, lambda *done: None)
+
+
+@pytest.mark.parametrize("size", ["0", "abc", "-1MB", "50%"])
+def test_a_size_that_no_expert_has_is_refused_in_one_line(tmp_path: Path, size: str) -> None:
+    command = [sys.executable, "-c", "from mlx_flash.cli.main import run; run()", "bench"]
+    options = ["inflate", str(tmp_path / "new"), "--expert-bytes", size]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    sentence = f"mlx-flash: '{size}' is no size of an expert: give bytes, such as 2.6MB.\n"
+    assert done.stderr == sentence
 
 
 @pytest.mark.parametrize("reader", ["buffered", "direct", "mmap"])

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
-from ..errors import OptionError
+from ..errors import MemoryPlanError, OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
 from .folders import warm_start_folder
@@ -27,6 +26,7 @@ from .options import (
     Prefetch,
     WarmStart,
 )
+from .progress import ByteBar
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -163,21 +163,29 @@ def inflate(
     from ..bench.inflate import inflate as write
     from ..engine.find import find_model
 
-    wanted = MemoryLimit.parse(expert_bytes).num_bytes
-    if wanted is None:
-        raise OptionError(f"{expert_bytes!r} is no size of an expert: give bytes, such as 2.6MB.")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("writing")
-        found = write(
-            find_model(model),
-            out,
-            wanted,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    Console(stderr=True, highlight=False, markup=False).print(
-        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%"
+    wanted = _expert_bytes(expert_bytes)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with ByteBar(notes) as on_bytes:
+        found = write(find_model(model), out, wanted, on_bytes)
+    notes.print(
+        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%",
+        soft_wrap=True,
     )
+
+
+def _expert_bytes(text: str) -> int:
+    """Return the bytes that a size such as 2.6MB names.
+
+    Raises:
+        OptionError: it is no size of an expert.
+    """
+    try:
+        found = MemoryLimit.parse(text).num_bytes
+    except MemoryPlanError:
+        found = None
+    if found is None:
+        raise OptionError(f"{text!r} is no size of an expert: give bytes, such as 2.6MB.")
+    return found
 
 
 @app.command("kernels")
