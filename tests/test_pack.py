@@ -392,11 +392,27 @@ def test_a_complete_pack_is_left_as_it_is_and_said_to_be(copy: Path) -> None:
         ({"bits": 7}, "no bits 7: take 2 or 3 or 4"),
         ({"mode": "mxfp4", "group_size": 64}, "no group size 64: take 32"),
         ({"mode": "int4"}, "no mode 'int4'"),
+        ({"group_size": 32}, "a group size alone .* give --bits or --mode"),
     ],
 )
 def test_quantizations_that_do_not_exist_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         QuantizeOptions(**options)
+
+
+def test_options_are_refused_by_the_names_that_were_given(copy: Path, tmp_path: Path) -> None:
+    folder = packed(copy)
+    for options, message in (
+        (["--bits", "4"], r"leave --bits out"),
+        (["--mode", "mxfp4", "--group-size", "32"], r"leave --group-size and --mode out"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            CliRunner().invoke(
+                app, ["pack", str(folder), "--check", *options], catch_exceptions=False
+            )
+    with pytest.raises(OptionError, match="quantized already") as caught:
+        pack(copy, tmp_path / "new", Quantization(32, 4, "mxfp4"), ignore)
+    assert "--" not in str(caught.value)
 
 
 def test_the_command_packs_checks_and_says_so(copy: Path, tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def command(
     """
     if verify == (out is not None):
         raise OptionError("give MODEL and OUT to pack a model, or a packed MODEL and --check.")
+    options = {"--bits": bits, "--group-size": group_size, "--mode": mode}
+    useless = [name for name, value in options.items() if verify and value is not None]
+    if useless:
+        raise OptionError(f"--check does not quantize: leave {' and '.join(useless)} out.")
     sizes = QuantizeOptions(bits=bits, group_size=group_size, mode=mode).sizes
     notes = Console(stderr=True, highlight=False, markup=False)
     with ByteBar(notes) as on_bytes:

@@ -102,7 +102,9 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
     lazy = adapter.load_lazily(source)
     if quantization is not None:
         if "quantization" in lazy.config:
-            raise OptionError(f"{source} is quantized already: leave --bits and --mode out.")
+            raise OptionError(
+                f"{source} is quantized already: pack it as it is, without an option to quantize."
+            )
         lazy = adapter.quantize_lazily(
             lazy, quantization.bits, quantization.group_size, quantization.mode
         )
