@@ -69,6 +69,7 @@ def test_an_answer_is_the_same_streamed_and_resident() -> None:
     resident = answer(*QUESTION, "--memory", "all")
     assert resident["text"].startswith("Recursively copy a directory tree")
     assert (resident["expert_bytes_read"], resident["hit_rate"]) == (0, 1.0)
+    assert resident["capacity_now"] == resident["capacity"] == 48
     for limit in ("35%", "60%"):
         streamed = answer(*QUESTION, "--memory", limit)
         assert streamed["tokens"] == resident["tokens"]
@@ -95,6 +96,16 @@ def test_verifying_a_model_without_checksums_is_said_in_one_line() -> None:
     assert result.returncode == 0
     assert result.stderr.count("no checksums to compare") == 1
     assert "no checksums" not in run(*QUESTION, "--capacity", "8").stderr
+
+
+def test_more_slots_than_experts_are_said_not_to_be_there() -> None:
+    result = run(*QUESTION, "--capacity", "999", "--json")
+    assert (
+        result.stderr == "The model has 48 experts per layer: there are no more slots than that.\n"
+    )
+    report = json.loads(result.stdout)
+    assert report["capacity_now"] == report["capacity"] == 48
+    assert "no more slots" not in run(*QUESTION, "--capacity", "48").stderr
 
 
 def test_a_terminal_shows_a_status_line() -> None:

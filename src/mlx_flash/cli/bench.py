@@ -27,6 +27,7 @@ from .options import (
     WarmStart,
 )
 from .progress import ByteBar
+from .remarks import remarks
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -108,6 +109,8 @@ def model(
         )
         if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
+        for line in remarks(loaded, cache_options, reads):
+            notes.print(line, soft_wrap=True)
         settings = {"reader": reader, **settings_of(cache_options, reads)}
         report = measure_model(
             loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update

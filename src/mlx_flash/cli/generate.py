@@ -100,7 +100,7 @@ def command(
         if profile is not None:
             _read_profile(loaded, profile, loading)
     for line in remarks(loaded, cache_options, read_options):
-        notes.print(line)
+        notes.print(line, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:

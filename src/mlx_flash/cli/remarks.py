@@ -17,6 +17,9 @@ def remarks(
         yield loaded.kernels.why
     if read_options.verify and not loaded.checkpoint.packed:
         yield "There are no checksums to compare: the model is not packed (mlx-flash pack)."
+    num_experts = max((layout.num_experts for layout in loaded.layouts), default=0)
+    if 0 < num_experts < (cache_options.capacity or 0):
+        yield f"The model has {num_experts} experts per layer: there are no more slots than that."
     stream = loaded.stream
     if (
         stream is not None

@@ -55,7 +55,8 @@ class GenerationReport:
     prompt's, so `generation_tps` is of the others, 0 without. `capacity` is slots per layer.
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
-    The slots were `resized` so many times since the model was loaded, to `capacity_now`;
+    The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
+    model has as many as experts;
     `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
     process wrote while it generated, None where the system does not count.
     `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
@@ -215,6 +216,7 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> Gener
     total, decode = found.counted(), found.counted(decode_only=True)
     stream = loaded.stream
     so_far = stream.counters if stream else StreamCounters()
+    memory = _memory_fields(loaded)
     return GenerationReport(
         text=found.text,
         tokens=found.tokens,
@@ -231,11 +233,11 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> Gener
         restored=so_far.restored,
         restored_bytes=so_far.restored_bytes,
         resized=so_far.resized,
-        capacity_now=stream.capacity if stream else 0,
         direct_io=stream.reader.direct if stream else False,
         ssd_bytes_written=found.ssd_bytes_written,
         stall_s=total.stall_s,
-        **_memory_fields(loaded),
+        **memory,
+        capacity_now=stream.capacity if stream else memory["capacity"],
         backend=backend_name(),
         kernels=loaded.kernels.name,
         lossy=[],
