@@ -108,6 +108,18 @@ def test_more_slots_than_experts_are_said_not_to_be_there() -> None:
     assert "no more slots" not in run(*QUESTION, "--capacity", "48").stderr
 
 
+def test_one_token_has_no_speed() -> None:
+    notes = run("generate", "-p", "import os", "-n", "1").stderr
+    assert "\n1 token (prompt: " in notes
+    assert "tokens/s" not in notes
+
+
+def test_experts_of_a_profile_are_not_called_those_of_the_last_run() -> None:
+    notes = run(*QUESTION, "--capacity", "8", "--profile", "coding").stderr
+    assert "profile coding: 80 experts read before the first token, " in notes
+    assert "warm start" not in notes
+
+
 def test_a_terminal_shows_a_status_line() -> None:
     primary, secondary = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}

@@ -112,7 +112,7 @@ def command(
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
-        notes.print(_summary(report), soft_wrap=True)
+        notes.print(_summary(report, profile), soft_wrap=True)
     if report.finish_reason == "interrupted":
         raise typer.Exit(1)
 
@@ -177,10 +177,12 @@ def _show_compiling(status: Status | None, number: int, of: int) -> None:
         status.update(f"preparing CPU kernels, {number} of {of} (compiled once per machine)")
 
 
-def _summary(report: "GenerationReport") -> str:
+def _summary(report: "GenerationReport", profile: str | None) -> str:
     """Return the closing lines for people."""
+    plural = "" if report.generation_tokens == 1 else "s"
+    speed = f" at {report.generation_tps:.1f} tokens/s" if report.generation_tokens > 1 else ""
     lines = [
-        f"{report.generation_tokens} tokens at {report.generation_tps:.1f} tokens/s "
+        f"{report.generation_tokens} token{plural}{speed} "
         f"(prompt: {report.prompt_tokens} tokens, first token after {report.ttft_s:.2f} s, "
         f"{report.backend}, {report.kernels} kernels)",
         f"memory: {gigabytes(report.peak_model_bytes)} used of "
@@ -200,9 +202,11 @@ def _summary(report: "GenerationReport") -> str:
             f"{report.capacity_now} per layer in the end"
         )
     if report.restored:
+        size = gigabytes(report.restored_bytes)
         lines.append(
-            f"warm start: {report.restored} experts of the last run put back, "
-            f"{gigabytes(report.restored_bytes)}"
+            f"warm start: {report.restored} experts of the last run put back, {size}"
+            if profile is None
+            else f"profile {profile}: {report.restored} experts read before the first token, {size}"
         )
     if report.finish_reason == "interrupted":
         lines.append("interrupted")
