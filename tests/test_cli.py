@@ -69,6 +69,7 @@ def test_an_answer_is_the_same_streamed_and_resident() -> None:
     resident = answer(*QUESTION, "--memory", "all")
     assert resident["text"].startswith("Recursively copy a directory tree")
     assert (resident["expert_bytes_read"], resident["hit_rate"]) == (0, 1.0)
+    assert resident["prefetch"]["why_off"] == "nothing is streamed"
     assert resident["capacity_now"] == resident["capacity"] == 48
     for limit in ("35%", "60%"):
         streamed = answer(*QUESTION, "--memory", limit)

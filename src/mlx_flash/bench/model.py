@@ -41,13 +41,17 @@ _READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and e
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
+    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`.
+
+    `why_no_prefetch` says why nothing was read ahead in the end.
+    """
 
     prompt_tokens: int
     ttft_s: float
     token_s: list[float]
     prefill_bytes: int
     decode: StreamCounters
+    why_no_prefetch: str
 
     @property
     def decode_s(self) -> float:
@@ -184,7 +188,7 @@ def _report(
             "experts_per_token": warm.decode.prefetched / len(warm.token_s),
             "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
             "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
-            "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
+            "why_off": warm.why_no_prefetch,
         },
         read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
         disk_gbps=disk_gbps,
@@ -234,7 +238,9 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
             token_s.append(now - start)
         start = now
     prefill = after_prompt.since(before)
-    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
+    why = loaded.stream.prefetcher.why_idle if loaded.stream else "nothing is streamed"
+    decode = counters.since(after_prompt)
+    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, decode, why)
 
 
 @contextmanager

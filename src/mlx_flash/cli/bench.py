@@ -147,11 +147,21 @@ def _show(report: "BenchReport") -> None:
         f"{report.tpot_p99_s * 1e3:.1f} ms, of which {report.stall_s * 1e3:.1f} ms waiting for "
         f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s\n"
         f"reading: {report.read_gbps:.2f} GB/s where the disk gives {report.disk_gbps:.2f}; "
-        f"prefetch: {report.prefetch['experts_per_token']:.1f} experts a token, "
-        f"{report.prefetch['precision']:.0%} of them used; "
+        f"prefetch: {_prefetched(report)}; "
         f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s",
         soft_wrap=True,
     )
+
+
+def _prefetched(report: "BenchReport") -> str:
+    """Return what was read ahead, and why no more."""
+    found, why = report.prefetch, report.prefetch["why_off"]
+    if not found["experts_per_token"]:
+        return f"nothing, {why}" if why else "nothing, none was missing and sure enough"
+    used = (
+        f"{found['experts_per_token']:.1f} experts a token, {found['precision']:.0%} of them used"
+    )
+    return f"{used}, then no more: {why}" if why else used
 
 
 @app.command("inflate")

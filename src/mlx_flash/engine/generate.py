@@ -58,7 +58,9 @@ class GenerationReport:
     The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
     model has as many as experts;
     `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
-    process wrote while it generated, None where the system does not count.
+    process wrote while it generated, None where the system does not count. Of the `experts` that
+    `prefetch` read ahead, `used` were asked for, `late` of those before they had arrived; `why_off`
+    says why none is read in the end.
     `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
     `peak_rss_bytes` is of the whole process, Python included.
     """
@@ -81,6 +83,7 @@ class GenerationReport:
     capacity_now: int
     direct_io: bool
     ssd_bytes_written: int | None
+    prefetch: dict[str, int | str]
     stall_s: float
     memory_limit_bytes: int
     resident_bytes: int
@@ -235,6 +238,12 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> Gener
         resized=so_far.resized,
         direct_io=stream.reader.direct if stream else False,
         ssd_bytes_written=found.ssd_bytes_written,
+        prefetch={
+            "experts": total.prefetched,
+            "used": total.prefetch_hits,
+            "late": total.prefetch_late,
+            "why_off": stream.prefetcher.why_idle if stream else "nothing is streamed",
+        },
         stall_s=total.stall_s,
         **memory,
         capacity_now=stream.capacity if stream else memory["capacity"],

@@ -131,6 +131,8 @@ def install(
         for twin, following, site in zip(twins, twins[1:], sites[1:], strict=False):
             block = adapter.routing_block(model, site.path)
             twin.layer_stream.guess_next = stream.prefetcher.between(block, following)
+    else:
+        stream.prefetcher.why_off = "it is switched off"
     return stream
 
 
