@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import pytest
 from comparing import stream_of, streamed
 
 from mlx_flash.bench.inflate import inflate
-from mlx_flash.bench.model import _everything_resident, measure_model, read_options_of
+from mlx_flash.bench.model import (
+    BenchReport,
+    _everything_resident,
+    measure_model,
+    read_options_of,
+)
+from mlx_flash.cli.bench import _closing_lines
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
@@ -126,6 +133,8 @@ def test_bench_prints_what_scripts_depend_on(reader: str) -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["settings"]["reader"] == reader
     assert report["settings"]["capacity"] == 12
+    assert report["settings"]["direct"] is False or reader == "direct"
+    assert report["settings"]["prefetch"] is True  # as decided for the CPU
     assert report["decode_tokens"] == 8
     assert 0 < report["hit_rate"] < 1
     assert report["bytes_per_token"] > 0
@@ -135,6 +144,39 @@ def test_bench_prints_what_scripts_depend_on(reader: str) -> None:
     assert report["settings"]["warm_start"] is False
     assert report["prefetch"]["experts_per_token"] > 0 or report["prefetch"]["why_off"]
     assert list(Path(os.environ["MLX_FLASH_CACHE"]).iterdir()) == []
+
+
+def test_a_resident_benchmark_says_nothing_of_reading() -> None:
+    report = run_report(CacheOptions())
+    assert report.settings["capacity"] is None
+    assert (report.settings["direct"], report.settings["prefetch"]) == (False, False)
+    assert [line.split(":")[0] for line in _closing_lines(report)] == ["decode", "cold"]
+
+
+def test_faster_than_the_disk_is_explained_by_the_page_cache() -> None:
+    report = run_report(CacheOptions(capacity=12), direct=False)
+    bound = {"bound_decode_tps": report.decode_tps / 2, "compute_only_tps": report.decode_tps * 2}
+    lines = [*_closing_lines(replace(report, **bound))]
+    assert " GB/s through the page cache where the disk gives " in lines[1]
+    assert lines[2].startswith("more than 100% of the bound: ")
+    past = {**bound, "settings": {**report.settings, "direct": True}}
+    assert "page cache" not in " ".join(_closing_lines(replace(report, **past)))
+    computing = {**bound, "compute_only_tps": report.decode_tps / 2}  # sets the bound
+    prefill = {"bound_prefill_tps": 9.0, "compute_only_prefill_tps": 9.0}
+    lines = [*_closing_lines(replace(report, **computing, **prefill))]
+    assert not any(line.startswith("more than") for line in lines)
+
+
+def run_report(options: CacheOptions, direct: bool | None = None) -> BenchReport:
+    files = ModelFiles.open(None)
+    loaded = load_model(
+        files.checkpoint,
+        MemoryLimit(everything=options.capacity is None),
+        options,
+        context_tokens=200,
+        read_options=ReadOptions(direct=direct),
+    )
+    return measure_model(loaded, files.tokenizer, 16, 8, {})
 
 
 def test_bench_remembers_and_reads_back_when_asked_to() -> None:

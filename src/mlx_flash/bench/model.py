@@ -108,6 +108,14 @@ class BenchReport:
     cold: dict[str, float]
     settings: dict[str, Any]
 
+    @property
+    def beats_the_disk(self) -> bool:
+        """Whether the page cache gave experts faster than the disk, which sets the bound."""
+        return not self.settings["direct"] and (
+            self.bound_decode_tps < min(self.decode_tps, self.compute_only_tps)
+            or self.bound_prefill_tps < min(self.prefill_tps, self.compute_only_prefill_tps)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
         return asdict(self)
@@ -204,8 +212,18 @@ def _report(
             "decode_tps": 1 / cold.decode_s,
             "hit_rate": cold.decode.hit_rate,
         },
-        settings={**settings, "capacity": loaded.plan.capacity, "kernels": loaded.kernels.name},
+        settings={**settings, **_decided(loaded)},
     )
+
+
+def _decided(loaded: LoadedModel) -> dict[str, Any]:
+    """Return the settings that loading has decided, as they are and not as they were asked for."""
+    return {
+        "capacity": loaded.plan.capacity,
+        "kernels": loaded.kernels.name,
+        "direct": loaded.stream is not None and loaded.stream.reader.direct,
+        "prefetch": loaded.stream is not None and loaded.stream.prefetches,
+    }
 
 
 def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:

@@ -53,6 +53,7 @@ class ExpertStream:
         self.layouts = tuple(layouts)
         self.lock = threading.Lock()
         self.overlap_bytes = read_options.overlap_bytes
+        self.prefetches = bool(read_options.prefetch)
         self._verify = read_options.verify
         self.counters = StreamCounters()
         self.cache = ExpertCache(
