@@ -191,6 +191,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
         patch.setattr(os, "fsync", full)
         with pytest.raises(PackError, match=r"No space left .* files that are complete are kept"):
             pack(copy, target, None, ignore)
+    assert not list(target.glob("*.partial"))  # what is not complete takes no room
     with pytest.raises(ModelNotFoundError, match="not packed to its end"):
         Checkpoint.open(target)
     pack(copy, target, None, ignore)

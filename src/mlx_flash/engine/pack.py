@@ -294,11 +294,15 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that gets its name when the block ends, and its bytes on the disk before."""
     partial = path.with_name(path.name + _PARTIAL)
     with _translated(path):
-        with partial.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            partial.replace(path)
+        except BaseException:  # whoever makes room for a new attempt should not need it twice
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
