@@ -294,6 +294,13 @@ def test_headers_that_lie_are_refused(copy: Path, metadata: dict[str, str], mess
         read_packed(path)
 
 
+def test_two_files_of_one_layer_are_refused(copy: Path) -> None:
+    folder = packed(copy)
+    shutil.copy(folder / "experts-00000.safetensors", folder / "experts-00007.safetensors")
+    with pytest.raises(FormatError, match=r"experts-00000.* and .*experts-00007.* both hold model"):
+        Checkpoint.open(folder)
+
+
 def test_a_truncated_file_is_refused(copy: Path) -> None:
     path = packed(copy) / "experts-00001.safetensors"
     os.truncate(path, path.stat().st_size - 1)
