@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import MemoryPlanError, OptionError
 
 POLICY_NAMES = (
+    "forward",
     "decayed",
     "lru",
     "lru2",
@@ -16,7 +17,6 @@ POLICY_NAMES = (
     "lfru",
     "lcp",
     "least-stale",
-    "forward",
 )
 """The eviction policies that there are."""
 
@@ -91,7 +91,7 @@ class CacheOptions:
         OptionError: an unknown policy, or a capacity below 1.
     """
 
-    policy: str = "lru"
+    policy: str = "forward"
     capacity: int | None = None
     warm_start: Path | None = None
 
@@ -237,3 +237,53 @@ def check_either(limit: MemoryLimit, cache_options: CacheOptions) -> None:
     """Raise OptionError when both a memory limit and a capacity are given: each sets the other."""
     if cache_options.capacity is not None and limit != MemoryLimit():
         raise OptionError("give a memory limit or a capacity, not both: each decides the other.")
+
+
+BROWSE_ORDERS = ("speed", "size", "name", "downloads")
+"""What models may be sorted by: fastest, smallest, first by name, or most downloaded first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrowseOptions:
+    """Which models to list, in which order, and for which memory.
+
+    `text` is part of a model's name. `memory_bytes` is planned for in the place of what the machine
+    can spare. `misfits` lists models that do not fit, too. `local` never asks the network. `limit`
+    is how many models of the Hub are listed at most, the most downloaded ones.
+
+    Raises:
+        OptionError: an unknown order, a text that no name could hold, or a limit out of bounds.
+    """
+
+    order: str = "speed"
+    text: str = ""
+    memory_bytes: int | None = None
+    misfits: bool = False
+    local: bool = False
+    limit: int = 30
+
+    def __post_init__(self) -> None:
+        if self.order not in BROWSE_ORDERS:
+            raise OptionError(
+                f"models cannot be sorted by {self.order!r}: take one of "
+                f"{', '.join(BROWSE_ORDERS)}."
+            )
+        if not re.fullmatch(r"[A-Za-z0-9_./-]{0,96}", self.text):
+            raise OptionError(
+                f"no model has {self.text[:96]!r} in its name: give letters, digits and any of "
+                "- _ . / to filter by."
+            )
+        if not 1 <= self.limit <= 200:
+            raise OptionError(f"{self.limit} models cannot be listed: give 1 to 200.")
+
+    @staticmethod
+    def memory_of(text: str | None) -> int | None:
+        """Return the bytes that a text such as 48GB names; None of None.
+
+        Raises:
+            MemoryPlanError, OptionError: it names no amount, or a share of no model in particular.
+        """
+        limit = MemoryLimit.parse(text)
+        if text is not None and limit.num_bytes is None:
+            raise OptionError(f"{text!r} is no memory to plan for: give an amount, such as 48GB.")
+        return limit.num_bytes

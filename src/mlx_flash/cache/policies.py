@@ -323,6 +323,6 @@ class Belady(_ByWorth):
         return (-uses[following] if following < len(uses) else _NEVER, expert)
 
 
-_CLASSES = (Decayed, LRU, LRU2, SLRU, LFU, LFRU, LCP, LeastStale, Forward)
+_CLASSES = (Forward, Decayed, LRU, LRU2, SLRU, LFU, LFRU, LCP, LeastStale)
 POLICIES: dict[str, Callable[[], Policy]] = dict(zip(POLICY_NAMES, _CLASSES, strict=True))
 """Every policy by the name that options give it."""

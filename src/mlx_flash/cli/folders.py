@@ -23,6 +23,14 @@ def profile_folder() -> Path | None:
         return None
 
 
+def browse_record() -> Path | None:
+    """Return the file that remembers what was seen on the Hub; None for a user without a home."""
+    try:
+        return _cache_folder() / "hub-models.json"
+    except RuntimeError:
+        return None
+
+
 def _cache_folder() -> Path:
     """Return what MLX_FLASH_CACHE names, or a folder where the platform keeps such things.
 

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError
-from . import bench, doctor, generate, pack, replay, trace
+from . import bench, browse, doctor, generate, pack, plan, replay, trace
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -40,8 +40,10 @@ def _root(
 
 app.command("generate")(generate.command)
 app.command("pack")(pack.command)
+app.command("plan")(plan.command)
 app.command("trace")(trace.command)
 app.command("replay")(replay.command)
+app.command("browse")(browse.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 
@@ -68,6 +70,12 @@ def run() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         _end_interrupted()
+
+
+def run_browse() -> None:
+    """Run `mlx-flash browse` under a name of its own."""
+    sys.argv[1:1] = ["browse"]
+    run()
 
 
 def _end_interrupted() -> None:

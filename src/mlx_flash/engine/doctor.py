@@ -1,28 +1,19 @@
 """Looks at the machine: versions, back end, memory and the disk that holds a model."""
 
-import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import mlx.core as mx
+from typing import Any
 
 from .. import __version__
 from ..formats.checkpoint import Checkpoint
 from ..kernels.dispatch import choose_kernels
-from ..kernels.reference import Quantization
 from ..telemetry import machine
 from ..telemetry.disk_temperature import disk_temperature_c
+from .alone import weights_gbps
 from .backend import backend_name, computes_on_cpu, model_memory
 from .disk import measure_disk
-
-if TYPE_CHECKING:
-    from ..kernels.cpu.kernels import CpuKernels
-
-_WIDTH, _TILE_ROWS, _TILES, _REPEATS = 2048, 1024, 128, 9  # 151 MB, more than a cache holds
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ def examine(folder: Path) -> DoctorReport:
         model=str(folder),
         kernels=choice.name,
         processor=_processor() if choice.cpu else None,
-        kernel_gbps=_kernel_gbps(choice.cpu) if choice.cpu else None,
+        kernel_gbps=weights_gbps() if choice.cpu else None,
         ssd_gbps=disk.gbps,
         ssd_latency_s=disk.latency_s,
         ssd_read_bytes=disk.read_bytes,
@@ -110,26 +101,6 @@ def _processor() -> str:
     from ..kernels.cpu.processor import processor
 
     return processor()
-
-
-def _kernel_gbps(kernels: "CpuKernels") -> float:
-    """Return the 10^9 bytes of 4-bit weights that are multiplied per second, one row at a time."""
-    rows = mx.random.normal((_TILE_ROWS, _WIDTH)).astype(mx.bfloat16)
-    parts = zip(
-        ("weight", "scales", "biases"), mx.quantize(rows, group_size=64, bits=4), strict=True
-    )
-    tensors = {name: mx.tile(array, (_TILES, 1)) for name, array in parts}
-    mx.eval(tensors)
-    matrix = kernels.matrix(tensors, Quantization(64, 4, "affine"))
-    assert matrix is not None, "4-bit matrices have a kernel"
-    x = mx.ones((1, _WIDTH))
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        kernels.linear(matrix, x)
-        seconds.append(time.perf_counter() - start)
-    nbytes = sum(int(array.nbytes) for array in tensors.values())
-    return nbytes / statistics.median(seconds[1:]) / 1e9
 
 
 def _version(name: str) -> str | None:

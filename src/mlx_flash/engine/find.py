@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 from ..errors import ModelNotFoundError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = [
+PATTERNS = (
     "*.json",
     "model*.safetensors",
     "experts-*.safetensors",  # of the packed store
@@ -23,7 +23,8 @@ _PATTERNS = [
     "*.tiktoken",
     "*.txt",
     "*.jinja",
-]
+)
+"""The files of a repository that are downloaded."""
 
 
 def bundled_model() -> Path:
@@ -68,9 +69,23 @@ def find_model(name: str | Path | None) -> Path:
     return _download(str(name))
 
 
+def find_local(name: str | Path | None) -> Path | None:
+    """Return the folder of a model that is on this machine; None for a Hub id that is not.
+
+    Raises:
+        ModelNotFoundError: neither a folder nor what a repository may be called.
+    """
+    if name is not None and _REPOSITORY.fullmatch(str(name)) and not Path(name).exists():
+        try:
+            return Path(snapshot_download(str(name), local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            return None
+    return find_model(name)
+
+
 def _download(repository: str) -> Path:
     try:
-        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repository, allow_patterns=list(PATTERNS)))
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{repository} asks for a permission on the Hub: accept its terms there and log in "

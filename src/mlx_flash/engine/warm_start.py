@@ -1,6 +1,6 @@
 """Remembers which experts a model had in memory, so that its next start can read them back.
 
-This is the one thing that MLX-Flash writes while it runs, besides compiled kernels: when a model is
+This is the one thing that running a model writes, besides compiled kernels: when the model is
 closed, some kilobytes of expert numbers, in a file of its own, in a folder that the user may name
 or leave out. A process that is killed leaves the file of the run before.
 """

@@ -135,7 +135,15 @@ def read_packed(path: Path) -> PackedLayer:
     Raises:
         FormatError: it is no packed layer, or one of a later version.
     """
-    header = read_header(path)
+    return packed_layer(read_header(path), path)
+
+
+def packed_layer(header: Header, path: Path) -> PackedLayer:
+    """Return what a file with this header holds.
+
+    Raises:
+        FormatError: it is no packed layer, or one of a later version.
+    """
     if header.metadata.get("format") != _FORMAT:
         raise FormatError(f"{path} was not written by mlx-flash pack.", path, 8)
     if header.metadata.get("version") != _VERSION:

@@ -85,26 +85,45 @@ def read_header(path: Path) -> Header:
             stamp = FileStamp.of(file.fileno())
             size = stamp.size
             prefix = file.read(8)
-            if len(prefix) < 8:
-                raise FormatError(f"{path} is too short to be a safetensors file.", path, 0)
-            (header_bytes,) = struct.unpack("<Q", prefix)
-            if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
-                raise FormatError(
-                    f"{path} is truncated or not a safetensors file: its header would take "
-                    f"{header_bytes} bytes of {size}.",
-                    path,
-                    0,
-                )
+            header_bytes = header_length(prefix, size, path)
             raw = file.read(header_bytes)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", path) from error
+    return parse_header(raw, path, stamp)
+
+
+def header_length(prefix: bytes, size: int, path: Path) -> int:
+    """Return the bytes of JSON that follow the first 8 bytes of a file of `size` bytes.
+
+    Raises:
+        FormatError: the file cannot hold them.
+    """
+    if len(prefix) < 8:
+        raise FormatError(f"{path} is too short to be a safetensors file.", path, 0)
+    (header_bytes,) = struct.unpack("<Q", prefix)
+    if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+        raise FormatError(
+            f"{path} is truncated or not a safetensors file: its header would take "
+            f"{header_bytes} bytes of {size}.",
+            path,
+            0,
+        )
+    return int(header_bytes)
+
+
+def parse_header(raw: bytes, path: Path, stamp: FileStamp) -> Header:
+    """Return the header that `raw` is the JSON of, of the file that `path` names.
+
+    Raises:
+        FormatError: it is no header, overlaps, leaves the file, or lies about a size.
+    """
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a header that is not JSON: {error}.", path, 8) from error
     if not isinstance(header, dict):
         raise FormatError(f"{path} has a header that is not a JSON object.", path, 8)
-    data_start = 8 + header_bytes
+    data_start = 8 + len(raw)
     entries = {
         name: _entry(name, value, path, data_start, stamp)
         for name, value in header.items()

@@ -1,6 +1,7 @@
 """How fast a model will decode and how soon it answers, from its sizes, a machine, a miss curve."""
 
 from dataclasses import dataclass
+from math import comb
 
 from ..errors import MemoryPlanError
 from .curve import MissCurve
@@ -12,8 +13,9 @@ class MachineProfile:
     """What a machine has: sizes in bytes, rates in 10^9 bytes per second, times in seconds.
 
     `weights_gbps` is how fast one token's weights are read and multiplied, `layer_s` what a layer
-    takes besides, `prefill_weights_gbps` the rate when many tokens share each weight, per token.
-    `assumed` says in sentences what of this was not measured.
+    takes besides, `prefill_weights_gbps` the rate when many tokens share each weight, per token;
+    `read_cpu_s` is the computing time that reading a byte costs. `assumed` says in sentences what
+    of this was not measured.
     """
 
     backend: str
@@ -24,6 +26,7 @@ class MachineProfile:
     weights_gbps: float
     layer_s: float
     prefill_weights_gbps: float
+    read_cpu_s: float = 0.0
     assumed: tuple[str, ...] = ()
 
 
@@ -67,17 +70,25 @@ class PlanRow:
     ttft_s: float
 
 
+@dataclass(frozen=True)
+class ModelSpeed:
+    """How fast a model computes with every expert in memory: seconds of a token.
+
+    `decode_s` is of a decoded token, `prefill_s` of one of a long prompt.
+    """
+
+    decode_s: float
+    prefill_s: float
+
+
 PROMPT_TOKENS = 512
 """Tokens of the prompt that a predicted time to the first token is of."""
 
 CONTEXT_TOKENS = 2048
 """Tokens of KV cache that a plan from sizes alone sets aside."""
 
-HIDDEN_SHARE = 0.35
-"""The share of reading that computing hides: measured, see the lab log."""
-
 _WORKING_BYTES = 128 * 1024 * 1024  # staging and freed buffers of a model that is not at hand
-_FILL = 1.0 - 2.718281828**-4  # of the experts, a prompt of many tokens asks for most
+_PREFETCHED = 0.3  # of missing bytes, read before their layer asks: measured, see the lab log
 
 
 def fits(shape: ModelShape, memory_bytes: int) -> int:
@@ -100,15 +111,23 @@ def fits(shape: ModelShape, memory_bytes: int) -> int:
     return min(capacity, shape.num_experts)
 
 
+def speed_of(shape: ModelShape, machine: MachineProfile) -> ModelSpeed:
+    """Return how fast a model would compute, from the bytes that a token needs."""
+    active_bytes = shape.resident_bytes + shape.top_k * shape.num_layers * shape.expert_bytes
+    decode_s = active_bytes / machine.weights_gbps / 1e9 + shape.num_layers * machine.layer_s
+    return ModelSpeed(decode_s, active_bytes / machine.prefill_weights_gbps / 1e9)
+
+
 def predict(
     shape: ModelShape, machine: MachineProfile, memory_bytes: int, curve: MissCurve
 ) -> PlanRow:
-    """Return what is expected of a model under a memory limit.
+    """Return what is expected of a model under a memory limit, from sizes alone.
 
     Raises:
         MemoryPlanError: the limit cannot hold it.
     """
-    return predict_with(shape, machine, memory_bytes, fits(shape, memory_bytes), curve)
+    capacity = fits(shape, memory_bytes)
+    return predict_with(shape, machine, memory_bytes, capacity, curve, speed_of(shape, machine))
 
 
 def predict_with(
@@ -117,25 +136,44 @@ def predict_with(
     memory_bytes: int,
     capacity: int,
     curve: MissCurve,
-    compute_s: float | None = None,
+    speed: ModelSpeed,
 ) -> PlanRow:
-    """Return what is expected with so many slots per layer.
-
-    `compute_s` is the time of a token with every expert in memory where that was measured.
-    """
+    """Return what is expected with so many slots per layer of a model that computes so fast."""
+    full = capacity >= shape.num_experts
+    hit_rate = 1.0 if full else curve.hit_rate(capacity, shape.num_experts)
     asks = shape.top_k * shape.num_layers
-    hit_rate = 1.0 if capacity >= shape.num_experts else curve.hit_rate(capacity, shape.num_experts)
     missed_bytes = asks * (1.0 - hit_rate) * shape.expert_bytes
-    active_bytes = shape.resident_bytes + asks * shape.expert_bytes
-    if compute_s is None:
-        compute_s = active_bytes / machine.weights_gbps / 1e9 + shape.num_layers * machine.layer_s
-    reading_s = missed_bytes / machine.ssd_gbps / 1e9
-    token_s = max(compute_s + (1.0 - HIDDEN_SHARE) * reading_s, reading_s)
-    prompt_bytes = _FILL * shape.expert_bytes * shape.num_experts * shape.num_layers
-    prefill_s = max(
-        PROMPT_TOKENS * active_bytes / machine.prefill_weights_gbps / 1e9,
-        prompt_bytes / machine.ssd_gbps / 1e9,
-    )
-    return PlanRow(
-        memory_bytes, capacity, hit_rate, missed_bytes, 1.0 / token_s, prefill_s + token_s
-    )
+    token_s = speed.decode_s + shape.num_layers * _stall_s(shape, machine, hit_rate, speed)
+    token_s += missed_bytes * machine.read_cpu_s
+    token_s = max(token_s, missed_bytes / machine.ssd_gbps / 1e9)
+    prompt_s = PROMPT_TOKENS * speed.prefill_s
+    asked_share = 1.0 - (1.0 - shape.top_k / shape.num_experts) ** PROMPT_TOKENS
+    prompt_bytes = asked_share * shape.expert_bytes * shape.num_experts * shape.num_layers
+    ttft_s = max(prompt_s, prompt_bytes / machine.ssd_gbps / 1e9)
+    return PlanRow(memory_bytes, capacity, hit_rate, missed_bytes, 1.0 / token_s, ttft_s + token_s)
+
+
+def _stall_s(
+    shape: ModelShape, machine: MachineProfile, hit_rate: float, speed: ModelSpeed
+) -> float:
+    """Return the mean time that a layer of a decoded token waits for its experts.
+
+    What it has in memory is computed while the rest is read. How many of the top-k are missing is
+    taken for binomial.
+    """
+    experts_bytes = shape.top_k * shape.num_layers * shape.expert_bytes
+    share = experts_bytes / (experts_bytes + shape.resident_bytes)
+    compute_s = share * max(0.0, speed.decode_s - shape.num_layers * machine.layer_s)
+    one_s = compute_s / (shape.top_k * shape.num_layers)
+    read_s = shape.expert_bytes / machine.ssd_gbps / 1e9
+    prefetched = _PREFETCHED if machine.backend == "cpu" else 0.0
+    waiting = 0.0
+    for missing in range(1, shape.top_k + 1):
+        chance = (
+            comb(shape.top_k, missing)
+            * (1.0 - hit_rate) ** missing
+            * hit_rate ** (shape.top_k - missing)
+        )
+        reading = machine.ssd_latency_s + missing * (1.0 - prefetched) * read_s
+        waiting += chance * max(0.0, reading - (shape.top_k - missing) * one_s)
+    return waiting

@@ -1,0 +1,298 @@
+"""Plans: what a model will do on this machine under a row of memory limits, before it runs."""
+
+import contextlib
+import inspect
+import json
+import statistics
+import textwrap
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import CacheOptions, MemoryLimit
+from ..errors import OptionError, UnsupportedModelError
+from ..planner.curve import MissCurve
+from ..planner.memory import ModelNeed, gigabytes, plan_memory, spare_bytes
+from ..planner.speed import (
+    CONTEXT_TOKENS,
+    MachineProfile,
+    ModelShape,
+    ModelSpeed,
+    PlanRow,
+    fits,
+    predict_with,
+    speed_of,
+)
+from ..streaming.expert_stream import ExpertStream
+from ..telemetry.machine import num_cores
+from .alone import measured_speed, reading_alone, weights_gbps
+from .backend import backend_name, model_memory
+from .disk import measure_disk
+from .find import bundled_model, model_name
+from .load import LoadedModel, ModelFiles, load_model
+
+BUNDLED_CURVE = "the bundled model"
+"""The source of the curve that ships with us."""
+
+_ASSUMED_RATES = (2.0, 1e-4, 10.0, 2e-3, 100.0)  # as `MachineProfile` has them
+_LITTLE_BYTES = 200 * 10**6  # a disk is hardly awake before it has read that much
+_PROMPT_TOKENS, _TIMED_TOKENS, _TIMED_CAPACITY = 64, 16, 4
+_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+_ENOUGH = 0.95  # of the best predicted speed: more memory is better used for other things
+_THREE_BITS = 3.5 / 4.5  # the size of an expert of 3 bits beside one of 4, groups of 64
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Rows of memory limits with what to expect; `rows[recommended]` is the one to take, and why.
+
+    `advice` says what would help most, `assumptions` what was not measured.
+    """
+
+    machine: MachineProfile
+    model: dict[str, Any]
+    rows: list[PlanRow]
+    recommended: int
+    why: str
+    advice: list[str]
+    assumptions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+
+def machine_profile(folder: Path | None = None, measure: bool = True) -> MachineProfile:
+    """Return what this machine has; the disk is that of a model's folder, or of the bundled model.
+
+    Takes some seconds, in which the bundled model decodes a little; without `measure`, all rates
+    are assumed.
+    """
+    memory = model_memory()
+    machine = MachineProfile(
+        backend_name(), memory.total_bytes, memory.available_bytes, *_ASSUMED_RATES
+    )
+    if not measure:
+        return replace(machine, assumed=("No rate was measured.",))
+    assumed = []
+    disk = measure_disk(sorted((folder or bundled_model()).glob("*.safetensors")))
+    if disk.gbps is None or disk.latency_s is None:
+        assumed.append(f"The disk was not measured: {machine.ssd_gbps} GB/s are assumed.")
+    else:
+        machine = replace(machine, ssd_gbps=disk.gbps, ssd_latency_s=disk.latency_s)
+        if disk.read_bytes < _LITTLE_BYTES:
+            read = gigabytes(disk.read_bytes)
+            assumed.append(f"The disk was measured on {read}: large models may read faster.")
+    return _with_computing(replace(machine, assumed=tuple(assumed)))
+
+
+def _with_computing(machine: MachineProfile) -> MachineProfile:
+    """Return a machine with the rates at which it computes, by the bundled model."""
+    files = ModelFiles.open(None)
+    loaded = load_model(
+        files.checkpoint, MemoryLimit(), CacheOptions(), context_tokens=512, always_stream=True
+    )
+    with contextlib.closing(loaded):
+        small = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
+    rate = weights_gbps()
+    num_layers = len(loaded.layouts)
+    active = loaded.plan.resident_bytes + sum(
+        loaded.top_k * layout.expert_bytes for layout in loaded.layouts
+    )
+    return replace(
+        machine,
+        weights_gbps=rate,
+        layer_s=max(0.0, small.decode_s - active / rate / 1e9) / num_layers,
+        prefill_weights_gbps=active / small.prefill_s / 1e9,
+    )
+
+
+def _prompt(files: ModelFiles) -> list[int]:
+    text = inspect.getsource(textwrap)
+    return list(files.tokenizer.encode(text))[:_PROMPT_TOKENS]
+
+
+def default_curve() -> MissCurve:
+    """Return the hit rates of the bundled model on held-out text, with the default policy."""
+    text = (resources.files("mlx_flash.assets") / "curve.json").read_text()
+    curve = json.loads(text)
+    return MissCurve(
+        curve["source"],
+        curve["num_experts"],
+        curve["top_k"],
+        np.array(curve["capacities"]),
+        np.array(curve["hit_rates"]),
+    )
+
+
+def plan_local(
+    folder: Path, curve: MissCurve, ram_bytes: int | None, ssd_gbps: float | None
+) -> PlanReport:
+    """Return the plan of a model that is here: its slots as when it runs, its computing measured.
+
+    Raises:
+        FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
+    """
+    files = ModelFiles.open(folder)
+    loaded = load_model(
+        files.checkpoint,
+        MemoryLimit(),
+        CacheOptions(capacity=_TIMED_CAPACITY),
+        context_tokens=CONTEXT_TOKENS,
+    )
+    if loaded.stream is None:
+        raise UnsupportedModelError("the model has no experts: there is nothing to plan.")
+    with contextlib.closing(loaded):
+        speed = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
+        machine = _with_disk(machine_profile(measure=False), loaded.stream, folder)
+    if ssd_gbps is not None:
+        machine = replace(machine, ssd_gbps=ssd_gbps)
+    shape = _shape_of(loaded, folder)
+    need = ModelNeed(
+        loaded.plan.resident_bytes,
+        shape.expert_bytes * shape.num_experts * shape.num_layers,
+        loaded.plan.working_bytes,
+        loaded.layouts,
+        loaded.top_k,
+    )
+    machine = _with_memory(machine, ram_bytes)
+    total = machine.memory_bytes
+    rows = []
+    for capacity in _capacities(shape.num_experts):
+        memory = need.streamed_bytes(capacity)
+        if memory <= total:
+            rows.append(predict_with(shape, machine, memory, capacity, curve, speed))
+    if not rows:
+        plan_memory(need, total)  # says what would fit
+    return _report(shape, machine, rows, curve, speed, ())
+
+
+def imagined_shape(model_gb: float) -> ModelShape:
+    """Return a model of a size in GB, in the proportions of Qwen3-235B-A22B.
+
+    Raises:
+        OptionError: that is no size of a model.
+    """
+    if not 0.1 <= model_gb <= 10**5:
+        raise OptionError(f"{model_gb} GB is no size of a model: give 0.1 or more.")
+    num_layers, num_experts, top_k, resident_share, kv_bytes = 94, 128, 8, 0.035, 192_512
+    total = model_gb * 1e9
+    expert_bytes = round((1 - resident_share) * total / num_layers / num_experts)
+    name = f"a model of {model_gb:g} GB"
+    return ModelShape(
+        name, round(resident_share * total), expert_bytes, num_experts, num_layers, top_k, kv_bytes
+    )
+
+
+def plan_from_shape(
+    shape: ModelShape, machine: MachineProfile, curve: MissCurve, ram_bytes: int | None
+) -> PlanReport:
+    """Return the plan of a model from its sizes alone.
+
+    Raises:
+        MemoryPlanError: it fits no memory that this machine has.
+    """
+    machine = _with_memory(machine, ram_bytes)
+    total = machine.memory_bytes
+    most = fits(shape, total)
+    per_slot = shape.expert_bytes * shape.num_layers
+    speed = speed_of(shape, machine)
+    rows = [
+        predict_with(shape, machine, total - (most - slots) * per_slot, slots, curve, speed)
+        for slots in _capacities(shape.num_experts)
+        if slots < most
+    ]
+    rows.append(predict_with(shape, machine, total, most, curve, speed))
+    note = "Computing was not measured on this model: it is scaled from the bundled one."
+    return _report(shape, machine, rows, curve, speed, (note,))
+
+
+def _with_memory(machine: MachineProfile, ram_bytes: int | None) -> MachineProfile:
+    """Return a machine with other memory, all of it free; None leaves it as it is."""
+    if ram_bytes is None:
+        return machine
+    return replace(machine, memory_bytes=ram_bytes, available_bytes=ram_bytes)
+
+
+def _with_disk(machine: MachineProfile, stream: ExpertStream, folder: Path) -> MachineProfile:
+    """Return a machine with the rate at which a model's own experts are read."""
+    measured = reading_alone(stream)
+    return replace(
+        machine,
+        ssd_gbps=measured.gbps,
+        read_cpu_s=measured.cpu_s_per_byte / num_cores(),
+        assumed=(),
+    )
+
+
+def _shape_of(loaded: LoadedModel, folder: Path) -> ModelShape:
+    """Return the shape of a model that was loaded."""
+    layouts = loaded.layouts
+    return ModelShape(
+        model_name(folder),
+        loaded.plan.resident_bytes,
+        round(statistics.fmean(layout.expert_bytes for layout in layouts)),
+        max(layout.num_experts for layout in layouts),
+        len(layouts),
+        loaded.top_k,
+        0,
+        len(layouts[0].pieces),
+    )
+
+
+def _capacities(num_experts: int) -> list[int]:
+    return sorted({max(1, round(share * num_experts)) for share in _SHARES})
+
+
+def _report(
+    shape: ModelShape,
+    machine: MachineProfile,
+    rows: list[PlanRow],
+    curve: MissCurve,
+    speed: ModelSpeed,
+    notes: tuple[str, ...],
+) -> PlanReport:
+    spare = spare_bytes(machine.available_bytes)
+    fitting = [n for n, row in enumerate(rows) if row.memory_bytes <= spare] or [0]
+    best = max(rows[n].decode_tps for n in fitting)
+    recommended = next(n for n in fitting if rows[n].decode_tps >= _ENOUGH * best)
+    row = rows[recommended]
+    why = (
+        f"{gigabytes(row.memory_bytes)} is the least that gives {_ENOUGH:.0%} of the fastest that "
+        f"fits what the machine can spare ({gigabytes(spare)})."
+    )
+    if row.memory_bytes > spare:
+        why = f"no row fits what the machine can spare ({gigabytes(spare)}): this is the smallest."
+    assumptions = [*machine.assumed, *notes]
+    if curve.source == BUNDLED_CURVE and shape.name != model_name(bundled_model()):
+        assumptions.append(
+            f"Hit rates are those of {curve.source}, at the same share of experts: record the "
+            "model's own with mlx-flash trace, and give --trace."
+        )
+    advice = _advice(shape, machine, row, curve, speed)
+    return PlanReport(machine, asdict(shape), rows, recommended, why, advice, assumptions)
+
+
+def _advice(
+    shape: ModelShape, machine: MachineProfile, row: PlanRow, curve: MissCurve, speed: ModelSpeed
+) -> list[str]:
+    """Return what would help most, the best first, with what it would bring."""
+    more = min(shape.num_experts, round(1.5 * row.capacity) + 1)
+    extra = (more - row.capacity) * shape.expert_bytes * shape.num_layers
+    smaller = replace(shape, expert_bytes=round(shape.expert_bytes * _THREE_BITS))
+    slots = min(shape.num_experts, int(row.capacity / _THREE_BITS))
+    faster = replace(machine, ssd_gbps=2 * machine.ssd_gbps)
+    ideas = [
+        (f"{gigabytes(extra)} more memory", predict_with(shape, machine, 0, more, curve, speed)),
+        ("a disk twice as fast", predict_with(shape, faster, 0, row.capacity, curve, speed)),
+        ("3 bits an expert weight", predict_with(smaller, machine, 0, slots, curve, speed)),
+    ]
+    ideas.sort(key=lambda idea: -idea[1].decode_tps)
+    return [
+        f"{name}: {idea.decode_tps:.3g} instead of {row.decode_tps:.3g} tokens/s"
+        for name, idea in ideas
+        if idea.decode_tps > 1.02 * row.decode_tps
+    ]
