@@ -12,8 +12,9 @@ import pytest
 from comparing import stream_of, streamed
 
 from mlx_flash.bench.inflate import inflate
-from mlx_flash.bench.model import _everything_resident, measure_model, read_options_of
+from mlx_flash.bench.model import measure_model, read_options_of
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.engine.alone import everything_resident
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.errors import OptionError
@@ -94,7 +95,7 @@ def test_slots_stay_as_they_are_while_computing_alone_is_measured(checkpoint: Pa
     ours = streamed(checkpoint, 3)
     stream = stream_of(ours)
     books = stream.cache
-    with _everything_resident(stream):
+    with everything_resident(stream):
         assert stream.capacity == 3
         stream.resize(2)
     assert stream.cache is books

@@ -2,31 +2,25 @@
 
 import inspect
 import mmap
-import os
 import random
 import shutil
 import statistics
 import textwrap
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..cache.expert_cache import Admission, ExpertCache
 from ..config import CacheOptions, ReadOptions
+from ..engine.alone import drop_page_cache, everything_resident, reading_alone
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
-from ..store.reader import ReadBatch
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
-from ..streaming.expert_stream import ExpertStream
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -36,7 +30,7 @@ MMAP = "mmap"
 """A reader to compare with, which is nowhere else."""
 
 _COMPUTE_TOKENS = 100
-_READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and experts at a time
+_READ_BYTES = 8 * 10**9  # to measure the disk
 
 
 @dataclass(frozen=True)
@@ -132,18 +126,17 @@ def measure_model(
             f"context of {room}: ask for less."
         )
     first, second = _prompts(tokenizer, prompt_tokens)
-    files = sorted({path for layout in loaded.layouts for path in layout.files})
     mx.random.seed(0)
     on_step("cold: page cache dropped, no expert resident")
-    drop_page_cache(files)
+    drop_page_cache({path for layout in loaded.layouts for path in layout.files})
     cold = _run(loaded, first, COLD_TOKENS)
     on_step("warm")
     warm = _run(loaded, second, decode_tokens)
     on_step("computing alone")
-    with _everything_resident(loaded.stream):
+    with everything_resident(loaded.stream):
         compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
     on_step("reading alone")
-    disk_gbps = _disk_gbps(loaded.stream, files) if loaded.stream else 0.0
+    disk_gbps = reading_alone(loaded.stream, _READ_BYTES).gbps if loaded.stream else 0.0
     return _report(loaded, cold, warm, compute, disk_gbps, settings)
 
 
@@ -235,81 +228,6 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
         start = now
     prefill = after_prompt.since(before)
     return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
-
-
-@contextmanager
-def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
-    """Let a stream take any expert for resident while the block runs: it computes, on others."""
-    if stream is None:
-        yield
-        return
-    cache = stream.cache
-    with stream.lock:
-        stream.cache = _AllHits(cache)
-    try:
-        yield
-    finally:
-        with stream.lock:
-            stream.cache = cache
-
-
-class _AllHits(ExpertCache):
-    """A cache that finds every expert in some slot: its results are wrong and take as long.
-
-    The books are those of the cache that it stands for, which stay as they are.
-    """
-
-    def __init__(self, cache: ExpertCache) -> None:
-        self._layers = cache._layers
-
-    @contextmanager
-    def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
-        """Yield a slot for each expert; where there are more of them they share."""
-        num_slots = self.capacities[layer]
-        yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
-
-    def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
-        """Return nothing: nothing is missing."""
-        return {}
-
-    def may_resize(self, layer: int, capacity: int) -> bool:
-        """Return False: slots stay as they are while this is measured."""
-        return False
-
-
-def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
-    """Return the rate of reading experts in random order, none twice, past the page cache."""
-    drop_page_cache(files)
-    keys = [
-        (layer, expert)
-        for layer, layout in enumerate(stream.layouts)
-        for expert in range(layout.num_experts)
-    ]
-    random.Random(0).shuffle(keys)
-    pending: deque[ReadBatch] = deque()
-    num_bytes, start = 0, time.perf_counter()
-    for number, (layer, expert) in enumerate(keys):
-        pool = stream.sweeps[layer]
-        stream.reader.heat_pause.wait()
-        pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
-        if len(pending) == min(_READ_TOGETHER, pool.capacity):
-            num_bytes += pending.popleft().wait()
-        if num_bytes > _READ_BYTES:
-            break
-    num_bytes += sum(batch.wait() for batch in pending)
-    return num_bytes / (time.perf_counter() - start) / 1e9
-
-
-def drop_page_cache(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache, where the system lets a user do that."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
