@@ -112,16 +112,20 @@ def weights_gbps() -> float:
     return nbytes / statistics.median(seconds[1:]) / 1e9
 
 
-def drop_page_cache(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache, where the system lets a user do that."""
+def drop_page_cache(files: Iterable[Path]) -> bool:
+    """Drop the files from the page cache; return whether the system lets a user do that.
+
+    Pages that are mapped into memory stay.
+    """
     if not hasattr(os, "posix_fadvise"):
-        return
+        return False
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+    return True
 
 
 class _AllHits(ExpertCache):
