@@ -35,7 +35,7 @@ _READ_BYTES = 8 * 10**9  # to measure the disk
 
 
 @dataclass(frozen=True)
-class Run:
+class PromptRun:
     """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
 
     prompt_tokens: int
@@ -148,9 +148,9 @@ def measure_model(
 
 def _report(
     loaded: LoadedModel,
-    cold: Run,
-    warm: Run,
-    compute: Run,
+    cold: PromptRun,
+    warm: PromptRun,
+    compute: PromptRun,
     disk_gbps: float,
     settings: dict[str, Any],
 ) -> BenchReport:
@@ -227,7 +227,7 @@ def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], l
     return tokens[:num_tokens], tokens[-num_tokens:]
 
 
-def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
+def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptRun:
     """Compute a prompt and decode `num_tokens` after the first token."""
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
@@ -243,7 +243,7 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
             token_s.append(now - start)
         start = now
     prefill = after_prompt.since(before)
-    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
+    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
 
 
 def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
