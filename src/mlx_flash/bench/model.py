@@ -8,25 +8,20 @@ import shutil
 import statistics
 import textwrap
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..cache.expert_cache import Admission, ExpertCache
 from ..config import CacheOptions, ReadOptions
+from ..engine.alone import drop_page_cache, everything_resident, reading_alone
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
-from ..store.reader import ReadBatch
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
-from ..streaming.expert_stream import ExpertStream
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -36,11 +31,11 @@ MMAP = "mmap"
 """A reader to compare with, which is nowhere else."""
 
 _COMPUTE_TOKENS = 100
-_READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and experts at a time
+_READ_BYTES = 8 * 10**9  # to measure the disk
 
 
 @dataclass(frozen=True)
-class Run:
+class PromptRun:
     """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
 
     prompt_tokens: int
@@ -74,7 +69,8 @@ class BenchReport:
     (`compute_only_tps`, measured with every expert taken for resident) and of reading what was
     missing at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time of a
     decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate while
-    anything was being read.
+    anything was being read. Where `settings` say that the page cache was not dropped, the disk and
+    `cold` may be faster than they are.
     """
 
     prompt_tokens: int
@@ -132,26 +128,29 @@ def measure_model(
             f"context of {room}: ask for less."
         )
     first, second = _prompts(tokenizer, prompt_tokens)
-    files = sorted({path for layout in loaded.layouts for path in layout.files})
     mx.random.seed(0)
-    on_step("cold: page cache dropped, no expert resident")
-    drop_page_cache(files)
+    dropped = drop_page_cache({path for layout in loaded.layouts for path in layout.files})
+    on_step(f"cold: page cache{'' if dropped else ' not'} dropped, no expert resident")
     cold = _run(loaded, first, COLD_TOKENS)
     on_step("warm")
     warm = _run(loaded, second, decode_tokens)
     on_step("computing alone")
-    with _everything_resident(loaded.stream):
+    with everything_resident(loaded.stream):
         compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
     on_step("reading alone")
-    disk_gbps = _disk_gbps(loaded.stream, files) if loaded.stream else 0.0
+    settings = {**settings, **_settings_found(loaded), "page_cache_dropped": dropped}
+    if loaded.stream and isinstance(loaded.stream.reader.preadv, MmapPreadv):
+        loaded.stream.reader.preadv.close()
+        loaded.stream.reader.preadv = os.preadv
+    disk_gbps = reading_alone(loaded.stream, _READ_BYTES).gbps if loaded.stream else 0.0
     return _report(loaded, cold, warm, compute, disk_gbps, settings)
 
 
 def _report(
     loaded: LoadedModel,
-    cold: Run,
-    warm: Run,
-    compute: Run,
+    cold: PromptRun,
+    warm: PromptRun,
+    compute: PromptRun,
     disk_gbps: float,
     settings: dict[str, Any],
 ) -> BenchReport:
@@ -200,8 +199,18 @@ def _report(
             "decode_tps": 1 / cold.decode_s,
             "hit_rate": cold.decode.hit_rate,
         },
-        settings={**settings, "capacity": loaded.plan.capacity, "kernels": loaded.kernels.name},
+        settings=settings,
     )
+
+
+def _settings_found(loaded: LoadedModel) -> dict[str, Any]:
+    """Return the settings that were decided while the model was loaded."""
+    found: dict[str, Any] = {"capacity": loaded.plan.capacity, "kernels": loaded.kernels.name}
+    if loaded.stream is not None:
+        layers = loaded.stream.layer_streams.values()
+        found["direct"] = loaded.stream.reader.direct
+        found["prefetch"] = any(layer.guess_next is not None for layer in layers)
+    return found
 
 
 def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
@@ -218,7 +227,7 @@ def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], l
     return tokens[:num_tokens], tokens[-num_tokens:]
 
 
-def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
+def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptRun:
     """Compute a prompt and decode `num_tokens` after the first token."""
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
@@ -234,82 +243,7 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
             token_s.append(now - start)
         start = now
     prefill = after_prompt.since(before)
-    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
-
-
-@contextmanager
-def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
-    """Let a stream take any expert for resident while the block runs: it computes, on others."""
-    if stream is None:
-        yield
-        return
-    cache = stream.cache
-    with stream.lock:
-        stream.cache = _AllHits(cache)
-    try:
-        yield
-    finally:
-        with stream.lock:
-            stream.cache = cache
-
-
-class _AllHits(ExpertCache):
-    """A cache that finds every expert in some slot: its results are wrong and take as long.
-
-    The books are those of the cache that it stands for, which stay as they are.
-    """
-
-    def __init__(self, cache: ExpertCache) -> None:
-        self._layers = cache._layers
-
-    @contextmanager
-    def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
-        """Yield a slot for each expert; where there are more of them they share."""
-        num_slots = self.capacities[layer]
-        yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
-
-    def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
-        """Return nothing: nothing is missing."""
-        return {}
-
-    def may_resize(self, layer: int, capacity: int) -> bool:
-        """Return False: slots stay as they are while this is measured."""
-        return False
-
-
-def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
-    """Return the rate of reading experts in random order, none twice, past the page cache."""
-    drop_page_cache(files)
-    keys = [
-        (layer, expert)
-        for layer, layout in enumerate(stream.layouts)
-        for expert in range(layout.num_experts)
-    ]
-    random.Random(0).shuffle(keys)
-    pending: deque[ReadBatch] = deque()
-    num_bytes, start = 0, time.perf_counter()
-    for number, (layer, expert) in enumerate(keys):
-        pool = stream.sweeps[layer]
-        stream.reader.heat_pause.wait()
-        pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
-        if len(pending) == min(_READ_TOGETHER, pool.capacity):
-            num_bytes += pending.popleft().wait()
-        if num_bytes > _READ_BYTES:
-            break
-    num_bytes += sum(batch.wait() for batch in pending)
-    return num_bytes / (time.perf_counter() - start) / 1e9
-
-
-def drop_page_cache(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache, where the system lets a user do that."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
 
 
 def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
@@ -338,6 +272,11 @@ class MmapPreadv:
             np.frombuffer(view, np.uint8)[:] = source[offset : offset + view.nbytes]
             offset += view.nbytes
         return offset - start
+
+    def close(self) -> None:
+        """End the maps, so that the page cache can be dropped."""
+        while self._maps:
+            self._maps.popitem()[1].close()
 
 
 def settings_of(cache: CacheOptions, reads: ReadOptions) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..formats.safetensors import NewTensor, header_of
 from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
-from ..streaming.slots import type_name
+from ..streaming.slots import ALL_DTYPES, type_name
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
 _COPIED = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".md"}
@@ -173,7 +173,7 @@ def _plan_files(model: Module) -> list[_NewFile]:
     for name, array in adapter.parameters(model).items():
         if name in experts:
             continue
-        tensor = NewTensor(name, type_name(array.dtype), tuple(array.shape))
+        tensor = NewTensor(name, type_name(array.dtype, ALL_DTYPES), tuple(array.shape))
         if shards[-1] and _sum(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
             shards.append([])
         shards[-1].append(tensor)
@@ -294,11 +294,15 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that gets its name when the block ends, and its bytes on the disk before."""
     partial = path.with_name(path.name + _PARTIAL)
     with _translated(path):
-        with partial.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            partial.replace(path)
+        except BaseException:  # whoever makes room for a new attempt should not need it twice
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
