@@ -112,7 +112,7 @@ def test_a_guess_in_one_thread_changes_no_result_in_another(
     expected = block.switch_mlp(x, mx.array([[[3, 4]]])).tolist()
     guessing, answered = threading.Event(), threading.Event()
 
-    def wait(x: mx.array) -> mx.array:
+    def wait(x: mx.array, votes: int) -> mx.array:
         guessing.set()
         answered.wait(60)
         return x

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import KERNEL_NAMES, POLICY_NAMES
+from ..config import KERNEL_NAMES, POLICY_NAMES, PREDICTOR_NAMES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Prompt = Annotated[
@@ -58,6 +58,9 @@ Prefetch = Annotated[
         "--prefetch/--no-prefetch",
         help="Read what the next layer may ask for, as long as that pays. Default: on the CPU.",
     ),
+]
+Predictor = Annotated[
+    str, typer.Option(help=f"What guesses for --prefetch: {', '.join(PREDICTOR_NAMES)}.")
 ]
 Verify = Annotated[
     bool, typer.Option(help="Compare each record of a packed model with its checksum.")
