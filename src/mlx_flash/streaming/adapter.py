@@ -5,8 +5,8 @@
 
 import contextlib
 import inspect
-import itertools
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
