@@ -369,6 +369,26 @@ def routing_block(model: Module, path: str) -> Any | None:
     return None
 
 
+@contextlib.contextmanager
+def wider_top_k(block: Module, top_k: int) -> Iterator[None]:
+    """Let the router in `block` pick twice its `top_k` experts while the block runs.
+
+    Routers keep the number as an attribute, of the block or of a module in it. Where none is found
+    they go on picking `top_k`.
+    """
+    changed: list[tuple[Any, str]] = []
+    for _, module in block.named_modules():
+        for name in ("top_k", "num_experts_per_tok", "moe_top_k", "k"):
+            if getattr(module, name, None) == top_k:
+                setattr(module, name, 2 * top_k)
+                changed.append((module, name))
+    try:
+        yield
+    finally:
+        for module, name in changed:
+            setattr(module, name, top_k)
+
+
 def replace_module(model: Module, path: str, module: Module) -> None:
     """Put `module` at `path` of a model, in the place of the one that is there."""
     parent, name = parent_of(model, path), path.rpartition(".")[2]

@@ -69,7 +69,9 @@ class ExpertStream:
         # CUDA moves managed memory between card and host, also under a disk that writes into it
         straight = not mx.cuda.is_available() or mx.default_device() == mx.Device(mx.cpu)
         self.reader = ExpertReader(files, read_options, disk_c=disk_c, straight=straight)
-        self.prefetcher = Prefetcher(self.counters)
+        self.prefetcher = Prefetcher(
+            self.counters, read_options.predictor, [layout.num_experts for layout in layouts]
+        )
         self.restorer = Restorer()
         self.recorder: Recorder | None = None
         self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (

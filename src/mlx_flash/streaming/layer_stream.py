@@ -17,6 +17,7 @@ from ..errors import ExpertReadError, UnsupportedModelError
 from ..store.reader import ReadBatch
 from .compute import Compute
 from .expert_stream import ExpertStream
+from .prefetch import GuessNext
 from .slots import SlotPool
 
 HELD_RESULT_BYTES = 64 * 1024
@@ -58,7 +59,7 @@ class LayerStream:
         self._running: list[mx.array] = []
         self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
         self._leaving: dict[int, ReadBatch] = {}  # and those that were not asked for
-        self.guess_next: Callable[[mx.array], None] | None = None
+        self.guess_next: GuessNext | None = None
 
     @property
     def layer(self) -> int:
@@ -207,7 +208,7 @@ class LayerStream:
         parts[1:1] = [_Part({e: slot}, SLOTS, self._ahead[e]) for e, slot in early.items()]
         ahead = deque(self._begin_part(slots, SWEEP, slots, open_reads) for slots in swept[:2])
         if self.guess_next is not None:
-            self.guess_next(x)
+            self.guess_next(x, [*hits, *admission.misses, *others])
         yield from parts
         for slots in [*swept[2:], None, None]:
             if ahead:
