@@ -26,6 +26,7 @@ from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import (
+    SwitchSite,
     activations,
     expert_formats,
     install,
@@ -181,18 +182,16 @@ def load_model(
     if always_stream and plan.capacity is None and need.layouts:
         plan = plan_capacity(need, need.num_experts, memory.total_bytes)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
-    stream = None
     reads = _decide_reads(read_options or ReadOptions(), plan, need)
-    if plan.capacity is None and checkpoint.packed:
-        read_packed_experts(sites, reads)
-    if plan.capacity is not None:
+    if plan.capacity is None:
+        stream = None
+        _make_resident(lazy.model, checkpoint, sites, reads, kernels)
+    else:
         capacities = [plan.capacity] * len(sites)
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
         if cache_options.warm_start is not None:
             record = ResidentRecord(cache_options.warm_start, checkpoint.folder, need.layouts)
             start_warm(stream, record)
-    elif kernels.cpu is not None:
-        install_resident(lazy.model, sites, kernels.cpu)
     use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
@@ -201,6 +200,20 @@ def load_model(
     return LoadedModel(
         lazy.model, checkpoint, plan, need.layouts, need.top_k, stream, step, kernels
     )
+
+
+def _make_resident(
+    model: Module,
+    checkpoint: Checkpoint,
+    sites: Sequence[SwitchSite],
+    reads: ReadOptions,
+    kernels: KernelChoice,
+) -> None:
+    """Give a model that fits its packed experts, and all of them to the CPU kernels."""
+    if checkpoint.packed:
+        read_packed_experts(sites, reads)
+    if kernels.cpu is not None:
+        install_resident(model, sites, kernels.cpu)
 
 
 def _decide_reads(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:
