@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from mlx_flash.cli.main import app
 from mlx_flash.config import CacheOptions, MemoryLimit, QuantizeOptions, ReadOptions
 from mlx_flash.engine import pack as pack_module
-from mlx_flash.engine.pack import check, pack
+from mlx_flash.engine.check_pack import check
+from mlx_flash.engine.pack import pack
 from mlx_flash.errors import (
     ExpertReadError,
     FormatError,

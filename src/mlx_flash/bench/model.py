@@ -22,6 +22,7 @@ from ..errors import OptionError
 from ..formats.layout import ExpertLayout
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
+from ..streaming.expert_stream import ExpertStream
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -141,11 +142,8 @@ def measure_model(
     with everything_resident(loaded.stream):
         compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
     on_step("reading alone")
+    disk_gbps = _disk_gbps(loaded.stream) if loaded.stream else 0.0
     settings = {**settings, **_settings_found(loaded), "page_cache_dropped": dropped}
-    if loaded.stream and isinstance(loaded.stream.reader.preadv, MmapPreadv):
-        loaded.stream.reader.preadv.close()
-        loaded.stream.reader.preadv = os.preadv
-    disk_gbps = reading_alone(loaded.stream, _READ_BYTES).gbps if loaded.stream else 0.0
     return _report(loaded, cold, warm, compute, disk_gbps, settings)
 
 
@@ -157,43 +155,21 @@ def _report(
     disk_gbps: float,
     settings: dict[str, Any],
 ) -> BenchReport:
-    rate = disk_gbps * 1e9 or float("inf")
-    missed = (warm.decode.asks - warm.decode.hits) / len(warm.token_s)
-    missed_bytes = missed * _mean_expert_bytes(loaded.layouts)
-    bound_token_s = max(compute.decode_s, missed_bytes / rate)
-    bound_prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
-    stall_s = warm.decode.stall_s / len(warm.token_s)
-    ordered = sorted(warm.token_s)
-    busy_s = warm.decode.busy_s
+    """Return what was measured, beside what it could have been."""
+    prefetch: dict[str, float | str] = {
+        "precision": warm.decode.prefetch_precision,
+        "experts_per_token": warm.decode.prefetched / len(warm.token_s),
+        "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
+        "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
+        "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
+    }
     return BenchReport(
-        prompt_tokens=warm.prompt_tokens,
-        decode_tokens=len(warm.token_s),
-        ttft_s=warm.ttft_s,
-        prefill_tps=warm.prefill_tps,
-        decode_tps=1 / warm.decode_s,
-        tpot_p50_s=statistics.median(ordered),
-        tpot_p99_s=ordered[len(ordered) * 99 // 100],
-        hit_rate=warm.decode.hit_rate,
-        bytes_per_token=warm.bytes_per_token,
-        missed_bytes_per_token=missed_bytes,
-        prefill_bytes=warm.prefill_bytes,
-        stall_s=stall_s,
-        compute_s=warm.decode_s - stall_s,
+        **_measured(warm),
+        **_bounds(warm, compute, disk_gbps, _mean_expert_bytes(loaded.layouts)),
         compute_only_tps=1 / compute.decode_s,
         compute_only_prefill_tps=compute.prefill_tps,
-        prefetch={
-            "precision": warm.decode.prefetch_precision,
-            "experts_per_token": warm.decode.prefetched / len(warm.token_s),
-            "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
-            "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
-            "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
-        },
-        read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+        prefetch=prefetch,
         disk_gbps=disk_gbps,
-        bound_decode_tps=1 / bound_token_s,
-        bound_decode_fraction=bound_token_s / warm.decode_s,
-        bound_prefill_tps=warm.prompt_tokens / bound_prefill_s,
-        bound_prefill_fraction=bound_prefill_s / warm.ttft_s,
         memory_limit_bytes=loaded.plan.limit_bytes,
         peak_rss_bytes=machine.peak_rss_bytes(),
         cold={
@@ -204,6 +180,52 @@ def _report(
         },
         settings=settings,
     )
+
+
+def _measured(warm: PromptRun) -> dict[str, Any]:
+    """Return the fields of a report that say what the warm run did."""
+    ordered, busy_s = sorted(warm.token_s), warm.decode.busy_s
+    stall_s = warm.decode.stall_s / len(warm.token_s)
+    return {
+        "prompt_tokens": warm.prompt_tokens,
+        "decode_tokens": len(warm.token_s),
+        "ttft_s": warm.ttft_s,
+        "prefill_tps": warm.prefill_tps,
+        "decode_tps": 1 / warm.decode_s,
+        "tpot_p50_s": statistics.median(ordered),
+        "tpot_p99_s": ordered[len(ordered) * 99 // 100],
+        "hit_rate": warm.decode.hit_rate,
+        "bytes_per_token": warm.bytes_per_token,
+        "prefill_bytes": warm.prefill_bytes,
+        "stall_s": stall_s,
+        "compute_s": warm.decode_s - stall_s,
+        "read_gbps": warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+    }
+
+
+def _bounds(
+    warm: PromptRun, compute: PromptRun, disk_gbps: float, expert_bytes: float
+) -> dict[str, Any]:
+    """Return the fields that say what computing and the disk allow, and how near the run came."""
+    rate = disk_gbps * 1e9 or float("inf")
+    missed_bytes = (warm.decode.asks - warm.decode.hits) / len(warm.token_s) * expert_bytes
+    token_s = max(compute.decode_s, missed_bytes / rate)
+    prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
+    return {
+        "missed_bytes_per_token": missed_bytes,
+        "bound_decode_tps": 1 / token_s,
+        "bound_decode_fraction": token_s / warm.decode_s,
+        "bound_prefill_tps": warm.prompt_tokens / prefill_s,
+        "bound_prefill_fraction": prefill_s / warm.ttft_s,
+    }
+
+
+def _disk_gbps(stream: ExpertStream) -> float:
+    """Return the rate at which experts are read, from now on as anywhere else."""
+    if isinstance(stream.reader.preadv, MmapPreadv):
+        stream.reader.preadv.close()
+        stream.reader.preadv = os.preadv
+    return reading_alone(stream, _READ_BYTES).gbps
 
 
 def _settings_found(loaded: LoadedModel) -> dict[str, Any]:

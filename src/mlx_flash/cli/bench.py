@@ -26,6 +26,7 @@ from .options import (
     Policy,
     Predictor,
     Prefetch,
+    SplitBy,
     WarmStart,
 )
 
@@ -63,6 +64,7 @@ def model(
     memory: Memory = None,
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
+    split_by: SplitBy = None,
     kernels: Kernels = None,
     reader: Annotated[
         str, typer.Option(help=f"How experts are read: {', '.join(READERS)}, or mmap to compare.")
@@ -101,6 +103,7 @@ def model(
         )
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
+        from ..engine.replay import splitting_by
         from ..engine.trace import read_text
 
         content = None if text is None else read_text(text).content
@@ -114,10 +117,15 @@ def model(
             prefill_steps=[prefill_step] if prefill_step else steps_for(prompt_tokens),
             read_options=reads,
             kernel_options=kernel_options,
+            split=splitting_by(split_by, policy),
         )
         if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
-        settings = {"reader": reader, **settings_of(cache_options, reads)}
+        settings = {
+            "reader": reader,
+            "split": split_by is not None,
+            **settings_of(cache_options, reads),
+        }
         report = measure_model(
             loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update, content
         )

@@ -80,6 +80,14 @@ Profile = Annotated[
         "trace --profile). The experts that it uses most are read before the first token."
     ),
 ]
+SplitBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--split-by",
+        help="Routing of this model, by mlx-flash trace: layers get slots by what they gain on it, "
+        "where that beats the same number for each.",
+    ),
+]
 TraceTo = Annotated[
     Path | None,
     typer.Option("--trace", help="Append the routing of this run to a file, for mlx-flash replay."),

@@ -1,4 +1,4 @@
-"""Writes a model into the packed store, and checks one: expert by expert, in bounded memory."""
+"""Writes a model into the packed store, expert by expert, in bounded memory."""
 
 import errno
 import hashlib
@@ -15,10 +15,9 @@ from typing import BinaryIO
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..errors import FormatError, OptionError, PackError, UnsupportedModelError
+from ..errors import OptionError, PackError, UnsupportedModelError
 from ..formats.checkpoint import PACK_RECORD, Checkpoint, read_json_object
 from ..formats.packed import (
-    PackedLayer,
     in_record_order,
     packed_header,
     packed_name,
@@ -29,6 +28,7 @@ from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
 from ..streaming.slots import ALL_DTYPES, type_name
+from .check_pack import check as check
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
 _COPIED = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".md"}
@@ -91,6 +91,18 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
         )
     files = _plan_files(lazy.model)
     _claim(target, _identity(checkpoint, quantization), files)
+    _write_missing(target, files, lazy.model, on_bytes)
+    _copy_others(source, target)
+    with _translated(target):
+        partial = target / f"config.json{_PARTIAL}"
+        adapter.write_config(lazy.config, partial)
+        partial.replace(target / "config.json")
+
+
+def _write_missing(
+    target: Path, files: Sequence[_NewFile], model: Module, on_bytes: OnBytes
+) -> None:
+    """Write those of `files` that are not in `target` yet."""
     missing = [file for file in files if not (target / file.name).exists()]
     _check_room(target, sum(file.nbytes for file in missing))
     meter = _Meter(sum(file.nbytes for file in files), on_bytes)
@@ -100,58 +112,10 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
             continue
         with _new_file(target / file.name) as out:
             if file.prefix:
-                _write_layer(out, file, lazy.model, meter)
+                _write_layer(out, file, model, meter)
             else:
-                _write_shard(out, file, lazy.model, meter)
+                _write_shard(out, file, model, meter)
         mx.clear_cache()
-    _copy_others(source, target)
-    with _translated(target):
-        partial = target / f"config.json{_PARTIAL}"
-        adapter.write_config(lazy.config, partial)
-        partial.replace(target / "config.json")
-
-
-def check(folder: Path, on_bytes: OnBytes) -> int:
-    """Read every record of a packed model; return how many there are.
-
-    Raises:
-        FormatError: a record is not what was written, or a file is no packed layer.
-        OptionError: the model is not packed.
-    """
-    layers = Checkpoint.open(folder).packed.values()
-    if not layers:
-        raise OptionError(f"{folder} is not packed: there is nothing to check.")
-    total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
-    meter = _Meter(total, on_bytes)
-    damaged = [damage for layer in layers for damage in _damage(layer, meter)]
-    if damaged:
-        path, expert, offset = damaged[0]
-        raise FormatError(
-            f"{len(damaged)} of {sum(layer.num_experts for layer in layers)} records are damaged, "
-            f"the first is expert {expert} in {path} at offset {offset}: delete "
-            f"{', '.join(sorted({path.name for path, _, _ in damaged}))} and run mlx-flash pack "
-            "again, which writes what is missing.",
-            path,
-            offset,
-        )
-    return sum(layer.num_experts for layer in layers)
-
-
-def _damage(layer: PackedLayer, meter: _Meter) -> Iterator[tuple[Path, int, int]]:
-    """Yield the file, expert and offset of each record whose checksum is wrong."""
-    nbytes = record_bytes(layer.tensors)
-    try:
-        with layer.path.open("rb") as file:
-            for expert, checksum in enumerate(layer.checksums):
-                offset = layer.offset + expert * nbytes
-                file.seek(offset)
-                if zlib.crc32(file.read(_sum(layer.tensors))) != checksum:
-                    yield layer.path, expert, offset
-                meter.add(nbytes)
-    except OSError as error:
-        raise FormatError(
-            f"cannot read {layer.path}: {error.strerror or error}.", layer.path
-        ) from error
 
 
 def _sum(tensors: Sequence[NewTensor]) -> int:
