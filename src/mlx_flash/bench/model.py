@@ -113,14 +113,17 @@ def measure_model(
     decode_tokens: int,
     settings: dict[str, Any],
     on_step: Callable[[str], None] = lambda step: None,
+    text: str | None = None,
 ) -> BenchReport:
     """Measure a loaded model: cold, warm, computing alone, and its disk.
 
-    The prompts are Python's own source code; text is drawn with a fixed seed. `on_step(name)` is
-    called before each part.
+    The prompts are Python's own source code, and what follows is drawn with a fixed seed. Given a
+    `text`, the cold prompt is its beginning, the warm one a later part, and what follows them there
+    is decoded. `on_step(name)` is called before each part.
 
     Raises:
-        OptionError: the prompt and what follows do not fit the model's context.
+        OptionError: the prompt and what follows do not fit the model's context, or the text is
+            too short.
     """
     room = loaded.checkpoint.context_tokens
     if room is not None and prompt_tokens + max(decode_tokens, COLD_TOKENS) > room:
@@ -128,7 +131,7 @@ def measure_model(
             f"{prompt_tokens} prompt tokens and {decode_tokens} more do not fit the model's "
             f"context of {room}: ask for less."
         )
-    first, second = _prompts(tokenizer, prompt_tokens)
+    first, second = _parts(tokenizer, prompt_tokens, decode_tokens, text)
     mx.random.seed(0)
     dropped = drop_page_cache({path for layout in loaded.layouts for path in layout.files})
     on_step(f"cold: page cache{'' if dropped else ' not'} dropped, no expert resident")
@@ -240,23 +243,45 @@ def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
     return statistics.fmean(layout.expert_bytes for layout in layouts) if layouts else 0.0
 
 
-def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], list[int]]:
-    """Return two prompts of real text that share nothing."""
-    texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
-    tokens = list(tokenizer.encode("\n\n".join(texts)))
-    if len(tokens) < 2 * num_tokens:
-        raise OptionError(f"there are no prompts of {num_tokens} tokens: ask for less.")
-    return tokens[:num_tokens], tokens[-num_tokens:]
+@dataclass(frozen=True)
+class _Part:
+    """A prompt, and what is decoded after it; None draws tokens."""
+
+    prompt: list[int]
+    following: list[int] | None = None
 
 
-def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptRun:
+def _parts(
+    tokenizer: TokenizerWrapper, prompt_tokens: int, decode_tokens: int, text: str | None
+) -> tuple[_Part, _Part]:
+    """Return two parts of real text that share nothing."""
+    if text is None:
+        texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
+        tokens = list(tokenizer.encode("\n\n".join(texts)))
+        if len(tokens) < 2 * prompt_tokens:
+            raise OptionError(f"there are no prompts of {prompt_tokens} tokens: ask for less.")
+        return _Part(tokens[:prompt_tokens]), _Part(tokens[-prompt_tokens:])
+    tokens = list(tokenizer.encode(text))
+    cold, warm = prompt_tokens + 1 + COLD_TOKENS, prompt_tokens + 1 + decode_tokens
+    if len(tokens) < cold + warm:
+        raise OptionError(
+            f"the text has {len(tokens)} tokens and {cold + warm} are needed: give more text, or "
+            "ask for less."
+        )
+    ends = tokens[:cold], tokens[-warm:]
+    first, second = (_Part(part[:prompt_tokens], part[prompt_tokens:]) for part in ends)
+    return first, second
+
+
+def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
     """Compute a prompt and decode `num_tokens` after the first token."""
+    prompt = part.prompt
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
     token_s: list[float] = []
     start, ttft_s = time.perf_counter(), 0.0
     for _ in adapter.tokens_after(
-        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step
+        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step, part.following
     ):
         now = time.perf_counter()
         if not ttft_s:
@@ -268,7 +293,12 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptR
     return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
 
 
-def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
+def read_options_of(
+    reader: str,
+    overlap: bool,
+    prefetch: bool | None,
+    predictor: str = ReadOptions.predictor,
+) -> ReadOptions:
     """Return the options of a run whose experts are read by one of READERS, or by MMAP.
 
     Raises:
@@ -276,7 +306,9 @@ def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOp
     """
     direct = False if reader == MMAP else ReadOptions.direct_by(reader)
     overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
-    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch)
+    return ReadOptions(
+        direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch, predictor=predictor
+    )
 
 
 class MmapPreadv:

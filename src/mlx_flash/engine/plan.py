@@ -28,11 +28,13 @@ from ..planner.speed import (
 )
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import num_cores
+from ..telemetry.trace import Trace
 from .alone import measured_speed, reading_alone, weights_gbps
 from .backend import backend_name, model_memory
 from .disk import measure_disk
 from .find import bundled_model, model_name
 from .load import LoadedModel, ModelFiles, load_model
+from .replay import split_slots
 
 BUNDLED_CURVE = "the bundled model"
 """The source of the curve that ships with us."""
@@ -129,9 +131,15 @@ def default_curve() -> MissCurve:
 
 
 def plan_local(
-    folder: Path, curve: MissCurve, ram_bytes: int | None, ssd_gbps: float | None
+    folder: Path,
+    curve: MissCurve,
+    ram_bytes: int | None,
+    ssd_gbps: float | None,
+    trace: Trace | None = None,
 ) -> PlanReport:
     """Return the plan of a model that is here: its slots as when it runs, its computing measured.
+
+    Slots are split among layers by a `trace` where that is better.
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
@@ -164,7 +172,9 @@ def plan_local(
     for capacity in _capacities(shape.num_experts):
         memory = need.streamed_bytes(capacity)
         if memory <= total:
-            rows.append(predict_with(shape, machine, memory, capacity, curve, speed))
+            row = predict_with(shape, machine, memory, capacity, curve, speed)
+            found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
+            rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
     if not rows:
         plan_memory(need, total)  # says what would fit
     return _report(shape, machine, rows, curve, speed, ())

@@ -6,6 +6,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,14 +188,27 @@ def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
 
 
 def tokens_after(
-    model: Module, prompt: Sequence[int], num_tokens: int, temperature: float, prefill_step: int
+    model: Module,
+    prompt: Sequence[int],
+    num_tokens: int,
+    temperature: float,
+    prefill_step: int,
+    following: Sequence[int] | None = None,
 ) -> Iterator[int]:
-    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text."""
+    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text.
+
+    They are drawn, or those that are given as `following`.
+    """
+    given = itertools.chain(following or (), itertools.repeat(0))  # mlx-lm runs ahead of the end
+
+    def next_given(log_probabilities: mx.array) -> mx.array:
+        return mx.array([next(given)])
+
     steps = generate_step(
         mx.array(list(prompt)),
         model,
         max_tokens=num_tokens,
-        sampler=sampler(temperature),
+        sampler=next_given if following else sampler(temperature),
         prefill_step_size=prefill_step,
     )
     for token, _ in steps:
