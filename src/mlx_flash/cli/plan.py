@@ -108,6 +108,7 @@ def _plan(
     from ..engine.find import find_local
     from ..engine.hub import shape_on_hub
     from ..engine.plan import (
+        check_trace,
         default_curve,
         imagined_shape,
         machine_profile,
@@ -123,6 +124,8 @@ def _plan(
     if folder is not None:
         return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
     shape = shape_on_hub(str(model)) if model_gb is None else imagined_shape(model_gb)
+    if trace is not None:
+        check_trace(trace, shape)
     machine = machine_profile()
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps, assumed=())

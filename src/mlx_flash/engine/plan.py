@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import CacheOptions, MemoryLimit
-from ..errors import OptionError, UnsupportedModelError
+from ..errors import OptionError, TraceError, UnsupportedModelError
 from ..planner.curve import MissCurve
 from ..planner.memory import ModelNeed, gigabytes, plan_memory, spare_bytes
 from ..planner.speed import (
@@ -159,6 +159,8 @@ def plan_local(
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
     shape = _shape_of(loaded, folder)
+    if trace is not None:
+        check_trace(trace, shape)
     need = ModelNeed(
         loaded.plan.resident_bytes,
         shape.expert_bytes * shape.num_experts * shape.num_layers,
@@ -218,6 +220,22 @@ def plan_from_shape(
     rows.append(predict_with(shape, machine, total, most, curve, speed))
     note = "Computing was not measured on this model: it is scaled from the bundled one."
     return _report(shape, machine, rows, curve, speed, (note,))
+
+
+def check_trace(trace: Trace, shape: ModelShape) -> None:
+    """Return when a trace is of a model of that shape.
+
+    Raises:
+        TraceError: it is of another one.
+    """
+    routing = trace.routing
+    traced = len(routing.num_experts), max(routing.num_experts), routing.top_k
+    if traced != (shape.num_layers, shape.num_experts, shape.top_k):
+        raise TraceError(
+            f"the trace is of {routing.model}, with {traced[0]} layers of {traced[1]} experts, "
+            f"{traced[2]} used, and {shape.name} has {shape.num_layers} of {shape.num_experts}, "
+            f"{shape.top_k} used: record one of it with mlx-flash trace."
+        )
 
 
 def _with_memory(machine: MachineProfile, ram_bytes: int | None) -> MachineProfile:
