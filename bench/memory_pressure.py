@@ -17,8 +17,9 @@ import typer
 
 from mlx_flash.config import CacheOptions, MemoryLimit
 from mlx_flash.engine.generate import GenerateOptions, Progress, encode, generate
-from mlx_flash.engine.load import LoadedModel, ModelFiles, load_model
+from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.planner.memory import gigabytes
+from mlx_flash.streaming.expert_stream import ExpertStream
 from mlx_flash.telemetry.machine import available_memory_bytes
 
 _STEP_S = 0.1
@@ -44,6 +45,8 @@ def main(
     """Generate beside a process that takes memory; print each change and the end as JSON."""
     files = ModelFiles.open(model)
     loaded = load_model(files.checkpoint, MemoryLimit(), CacheOptions(), context_tokens=2048)
+    if loaded.stream is None:
+        sys.exit("the model fits into memory: there are no slots to give back")
     options = GenerateOptions(max_tokens=max_tokens, temperature=0.8, seed=0, chat_template=False)
     prompt = encode(files.tokenizer, "import os\n\n\ndef walk(path):\n", options)
     files.tokenizer.eos_token_ids = set()
@@ -57,14 +60,16 @@ def main(
             taker.append(subprocess.Popen(command))
 
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(loaded, done))
+    watcher = threading.Thread(target=_watch, args=(loaded.stream, done))
     watcher.start()
-    report = generate(loaded, files.tokenizer, prompt, options, on_progress)
-    done.set()
-    watcher.join()
-    killed = any(process.poll() not in (None, 0) for process in taker)
-    for process in taker:
-        process.kill()
+    try:
+        report = generate(loaded, files.tokenizer, prompt, options, on_progress)
+        killed = any(process.poll() not in (None, 0) for process in taker)
+    finally:
+        done.set()
+        watcher.join()
+        for process in taker:
+            process.kill()
     shown = {
         "tokens": report.generation_tokens,
         "generation_tps": report.generation_tps,
@@ -76,14 +81,13 @@ def main(
     sys.stdout.write(json.dumps(shown) + "\n")
 
 
-def _watch(loaded: LoadedModel, done: threading.Event) -> None:
+def _watch(stream: ExpertStream, done: threading.Event) -> None:
     """Print the slots per layer and the free memory whenever the slots change."""
-    assert loaded.stream is not None, "the model fits: nothing to give back"
     start, before, least = time.monotonic(), -1, available_memory_bytes()
     while not done.wait(0.01):
         least = min(least, available_memory_bytes())
-        if loaded.stream.capacity != before:
-            before = loaded.stream.capacity
+        if stream.capacity != before:
+            before = stream.capacity
             after_s = time.monotonic() - start
             sys.stderr.write(
                 f"{after_s:6.2f} s: {before} slots a layer, "

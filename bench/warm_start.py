@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from mlx_flash.bench.model import drop_page_cache
 from mlx_flash.config import CacheOptions, MemoryLimit
+from mlx_flash.engine.alone import drop_page_cache
 from mlx_flash.engine.generate import GenerateOptions, GenerationReport, encode, generate
 from mlx_flash.engine.load import ModelFiles, load_model
 

@@ -13,20 +13,18 @@ import mlx.core as mx
 import pytest
 from comparing import stream_of, streamed
 
+from mlx_flash.bench import model
 from mlx_flash.bench.inflate import inflate
-from mlx_flash.bench.model import (
-    BenchReport,
-    _everything_resident,
-    measure_model,
-    read_options_of,
-)
+from mlx_flash.bench.model import BenchReport, MmapPreadv, measure_model, read_options_of
 from mlx_flash.cli.bench import _closing_lines
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.engine.alone import ReadSpeed, everything_resident
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.engine.pack import pack
 from mlx_flash.errors import OptionError, PackError
 from mlx_flash.streaming import adapter
+from mlx_flash.streaming.expert_stream import ExpertStream
 
 SECONDS = ("ttft_s", "tpot_p50_s", "tpot_p99_s", "compute_s")
 
@@ -134,7 +132,8 @@ def test_bench_prints_what_scripts_depend_on(reader: str) -> None:
     assert report["settings"]["reader"] == reader
     assert report["settings"]["capacity"] == 12
     assert report["settings"]["direct"] is False or reader == "direct"
-    assert report["settings"]["prefetch"] is True  # as decided for the CPU
+    assert report["settings"]["prefetch"] is True  # on the CPU, where nothing else is asked for
+    assert report["settings"]["page_cache_dropped"] == hasattr(os, "posix_fadvise")
     assert report["decode_tokens"] == 8
     assert 0 < report["hit_rate"] < 1
     assert report["bytes_per_token"] > 0
@@ -193,13 +192,35 @@ def test_slots_stay_as_they_are_while_computing_alone_is_measured(checkpoint: Pa
     ours = streamed(checkpoint, 3)
     stream = stream_of(ours)
     books = stream.cache
-    with _everything_resident(stream):
+    with everything_resident(stream):
         assert stream.capacity == 3
         stream.resize(2)
     assert stream.cache is books
     assert books.capacities == [3, 3]
     stream.resize(2)
     assert books.capacities == [2, 2]
+
+
+def test_the_disk_is_measured_without_maps_that_keep_its_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, reads = ModelFiles.open(None), read_options_of("mmap", overlap=True, prefetch=False)
+    options = CacheOptions(capacity=6)
+    loaded = load_model(
+        files.checkpoint, MemoryLimit(), options, context_tokens=64, read_options=reads
+    )
+    assert loaded.stream is not None
+    mapped = MmapPreadv()
+    loaded.stream.reader.preadv = mapped
+    measured = []
+
+    def reading_alone(stream: ExpertStream, num_bytes: int) -> ReadSpeed:
+        measured.append((stream.reader.preadv, len(mapped._maps)))
+        return ReadSpeed(1.0, 0.0)
+
+    monkeypatch.setattr(model, "reading_alone", reading_alone)
+    measure_model(loaded, files.tokenizer, 16, 8, {})
+    assert measured == [(os.preadv, 0)]
 
 
 def test_a_measurement_leaves_the_model_as_it_was() -> None:

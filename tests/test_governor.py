@@ -14,8 +14,8 @@ STEP, RESERVE = 10 * MB, 40 * MB  # so the margin above the reserve is two steps
 FULL = 100
 
 
-def governor(max_capacity: int = FULL, min_capacity: int = 1) -> Governor:
-    return Governor(max_capacity, STEP, RESERVE, min_capacity)
+def governor(max_capacity: int = FULL) -> Governor:
+    return Governor(max_capacity, STEP, RESERVE)
 
 
 def simulate(
@@ -158,10 +158,10 @@ def test_a_system_that_asks_gets_an_eighth_each_time_it_could_have_noticed() -> 
     assert lacking == [50]
 
 
-def test_while_the_system_asks_nothing_grows_and_the_least_is_kept() -> None:
-    targets = simulate(governor(min_capacity=4), lambda s: 1000, 600, asks=lambda s: True)
+def test_while_the_system_asks_nothing_grows_and_one_slot_is_kept() -> None:
+    targets = simulate(governor(), lambda s: 1000, 600, asks=lambda s: True)
     assert targets == sorted(targets, reverse=True)
-    assert targets[-1] == 4
+    assert targets[-1] == 1
 
 
 def test_every_reading_gives_a_capacity_within_bounds_and_the_same_one_again() -> None:
@@ -171,10 +171,10 @@ def test_every_reading_gives_a_capacity_within_bounds_and_the_same_one_again() -
         time_s += chance.choice([0.0, 0.01, 1.0, 30.0])
         free = chance.randint(-2 * GB, 4 * GB) if chance.random() < 0.3 else 2 * GB
         readings.append((time_s, free, chance.random() < 0.1, chance.randint(1, FULL)))
-    first, second = governor(min_capacity=8), governor(min_capacity=8)
+    first, second = governor(), governor()
     for time_s, free, asks, held in readings:
         target = first.observe(time_s, free, must_give_back=asks, capacity=held)
-        assert 8 <= target <= FULL
+        assert 1 <= target <= FULL
         assert target == second.observe(time_s, free, must_give_back=asks, capacity=held)
 
 
@@ -198,7 +198,6 @@ def test_the_reserve_is_at_most_half_of_what_a_plan_leaves_free(
     assert found <= (int(available) - spare_bytes(int(available))) / 2
 
 
-def test_bounds_that_make_no_sense_are_our_own_bugs() -> None:
-    for bounds in ((0, 0), (3, 4), (3, 0)):
-        with pytest.raises(AssertionError):
-            governor(*bounds)
+def test_a_plan_without_a_slot_is_our_own_bug() -> None:
+    with pytest.raises(AssertionError):
+        governor(0)

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from mlx_flash.cli.main import app
 from mlx_flash.config import CacheOptions, MemoryLimit, QuantizeOptions, ReadOptions
 from mlx_flash.engine import pack as pack_module
-from mlx_flash.engine.pack import check, pack
+from mlx_flash.engine.check_pack import check
+from mlx_flash.engine.pack import pack
 from mlx_flash.errors import (
     ExpertReadError,
     FormatError,
@@ -37,6 +38,7 @@ from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.formats.packed import RECORD_ALIGNMENT, read_packed
 from mlx_flash.formats.safetensors import read_header
 from mlx_flash.kernels.reference import Quantization
+from mlx_flash.streaming import adapter
 
 PROMPT = random_tokens(30, 128)
 FOUR_BITS = {"group_size": 32, "bits": 4}
@@ -144,6 +146,34 @@ def test_quantizing_on_the_way_gives_what_mlx_lm_gives(
     assert differing(run_logits(ours.model, PROMPT, 6), expected) == []
 
 
+def test_parameters_of_every_type_are_packed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "counts": mx.array([2**40, -1], mx.int64),
+        "hashes": mx.array([2**62], mx.uint64),
+        "mask": mx.array([True, False, True]),
+        "phases": mx.array([1 + 2j], mx.complex64),
+        "sums": mx.array([1e300], mx.float64),
+    }
+    load_lazily = adapter.load_lazily
+
+    def with_more(folder: Path) -> Any:
+        lazy = load_lazily(folder)
+        for name, value in values.items():
+            lazy.model[name] = value
+        return lazy
+
+    monkeypatch.setattr(adapter, "load_lazily", with_more)
+    pack(copy, tmp_path / "packed", None, ignore)
+    (shard,) = (tmp_path / "packed").glob("model-*.safetensors")
+    header, raw = read_header(shard), shard.read_bytes()
+    for name, value in values.items():
+        entry = header.tensors[name]
+        assert raw[entry.offset :][: entry.nbytes] == bytes(memoryview(value)), name  # type: ignore[arg-type]
+    assert {header.tensors[name].dtype for name in values} == {"I64", "U64", "BOOL", "C64", "F64"}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -212,6 +242,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
         patch.setattr(os, "fsync", full)
         with pytest.raises(PackError, match=r"No space left .* files that are complete are kept"):
             pack(copy, target, None, ignore)
+    assert not list(target.glob("*.partial"))  # what is not complete takes no room
     with pytest.raises(ModelNotFoundError, match="not packed to its end"):
         Checkpoint.open(target)
     pack(copy, target, None, ignore)
@@ -340,6 +371,13 @@ def test_headers_that_lie_are_refused(copy: Path, metadata: dict[str, str], mess
     rewritten(path, **metadata)
     with pytest.raises(FormatError, match=message):
         read_packed(path)
+
+
+def test_two_files_of_one_layer_are_refused(copy: Path) -> None:
+    folder = packed(copy)
+    shutil.copy(folder / "experts-00000.safetensors", folder / "experts-00007.safetensors")
+    with pytest.raises(FormatError, match=r"experts-00000.* and .*experts-00007.* both hold model"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("name", ["experts-00001.safetensors", "model-00001-of-00001.safetensors"])

@@ -12,7 +12,6 @@ from families import FAMILIES, Family, write_checkpoint
 
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.streaming import prefetch
-from mlx_flash.telemetry.counters import StreamCounters
 
 PREFETCH = ReadOptions(overlap_bytes=1, prefetch=True)
 
@@ -89,43 +88,39 @@ def test_guessing_goes_on_as_long_as_it_hides_more_than_it_takes(
 def test_only_experts_that_most_votes_go_to_are_read_ahead() -> None:
     token = [[1, 2], [1, 2], [2, 1], [1, 2], [2, 1], [1, 2], [1, 3], [1, 4]]
     other = [[5, 6], [7, 5], [5, 6], [5, 6], [6, 5], [5, 6], [6, 5], [5, 6]]
-    assert prefetch._elected(np.array([token])) == [1]
-    assert prefetch._elected(np.array([token + other])) == [1, 5, 6]
+    assert prefetch._elected(np.array([token]), 8, 7) == [1]
+    assert prefetch._elected(np.array([token + other]), 8, 7) == [1, 5, 6]
 
 
 def test_the_first_vote_is_cast_without_noise() -> None:
     x = mx.random.normal((1, 3, 64))
-    noisy = prefetch._with_noise(x)
+    noisy = prefetch._with_noise(x, 8)
     assert noisy.shape == (1, 24, 64)
     votes = noisy.reshape(3, 8, 64)
     assert mx.array_equal(votes[:, 0], x[0]).item()
     apart = np.sqrt(np.mean(np.square(np.asarray(votes - votes[:, :1])), axis=-1))
     size = np.sqrt(np.mean(np.square(np.asarray(x[0])), axis=-1))[:, None]
     assert np.allclose(apart[:, 1:] / size, 0.5, atol=0.2)
-    assert mx.array_equal(noisy, prefetch._with_noise(x)).item()
+    assert mx.array_equal(noisy, prefetch._with_noise(x, 8)).item()
 
 
-def test_a_guess_in_one_thread_changes_no_result_in_another(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guess_in_one_thread_changes_no_result_in_another(checkpoint: Path) -> None:
     ours = streamed(checkpoint, 2, reads=PREFETCH)
-    assert ours.stream is not None
     block, x = ours.model.layers[2].mlp, mx.ones((1, 1, 256))
     mx.eval(x)
     expected = block.switch_mlp(x, mx.array([[[3, 4]]])).tolist()
     guessing, answered = threading.Event(), threading.Event()
 
-    def wait(x: mx.array) -> mx.array:
+    def block_that_waits(x: mx.array) -> mx.array:
         guessing.set()
         answered.wait(60)
-        return x
+        y: mx.array = block(x)
+        return y
 
     def guess() -> None:
         with mx.stream(mx.new_stream(mx.cpu)):
-            prefetch.Prefetcher(StreamCounters())._guess(block, block.switch_mlp, x)
+            prefetch.picks(block_that_waits, block.switch_mlp, x)
 
-    monkeypatch.setattr(prefetch, "_with_noise", wait)
-    monkeypatch.setattr(prefetch, "_elected", lambda indices: [])
     thread = threading.Thread(target=guess)
     thread.start()
     guessing.wait(60)

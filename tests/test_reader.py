@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import sys
@@ -10,14 +11,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlx_flash.config import ReadOptions
+from mlx_flash.engine import disk
 from mlx_flash.errors import ExpertReadError, FormatError
 from mlx_flash.formats.safetensors import FileStamp
+from mlx_flash.store import files as files_module
 from mlx_flash.store.direct import Preadv
 from mlx_flash.store.files import CheckpointFiles
 from mlx_flash.store.reader import ExpertReader, Read, ReadBatch, coalesce
@@ -383,6 +387,31 @@ def test_an_interrupt_while_reads_are_registered_starts_none(file: Path) -> None
     registered: list[ReadBatch] = []
     assert reader.start([read_at(file, 0, 10)], registered.append) is registered[0]
     assert registered[0].wait() == 10
+
+
+def test_macos_reads_a_file_that_the_page_cache_cannot_be_kept_from(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr(files_module, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(fcntl, "F_NOCACHE", 48, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    reader = reader_of(file, direct=True)
+    assert not reader._files.needs_alignment(file)
+    assert do_reads(reader, [read_at(file, 0, 10)]) == 10
+
+
+def test_macos_does_not_claim_to_read_past_the_page_cache(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    macos = SimpleNamespace(platform="darwin")
+    for module in (files_module, disk):
+        monkeypatch.setattr(module, "sys", macos)
+    monkeypatch.setattr(fcntl, "F_NOCACHE", 48, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda *arguments: 0)
+    assert not disk._DirectFile(file).direct
 
 
 def test_a_hot_disk_is_read_by_who_does_not_wait(file: Path) -> None:

@@ -23,6 +23,9 @@ POLICY_NAMES = (
 KERNEL_NAMES = ("reference", "cpu")
 """The kernels that there are: MLX's operations, and ours for the CPU."""
 
+PREDICTOR_NAMES = ("votes", "router", "co-occurrence", "previous")
+"""What may guess the next layer's experts: its router, asked with noise or once, and tables."""
+
 READERS = ("auto", "buffered", "direct")
 """How experts may be read."""
 
@@ -115,7 +118,8 @@ class ReadOptions:
     read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
     has in memory is computed meanwhile. `direct` reads past the page cache, False through it; None
     does what suits the memory that the model leaves free. `prefetch` reads what the next layer's
-    router would pick now, as long as that pays; None does so on the CPU. `verify` compares each
+    router would pick now, as long as that pays; None does so on the CPU; `predictor` is one of
+    PREDICTOR_NAMES. `verify` compares each
     record of a packed model with its checksum.
 
     Reads stay below `max_gbps` 10^9 bytes per second, counted in whole blocks, also those that the
@@ -132,6 +136,7 @@ class ReadOptions:
     overlap_bytes: int = 1024 * 1024
     direct: bool | None = None
     prefetch: bool | None = None
+    predictor: str = "votes"
     verify: bool = False
     max_gbps: float | None = None
     max_temperature_c: float | None = None
@@ -148,6 +153,11 @@ class ReadOptions:
         return None if reader == "auto" else reader == "direct"
 
     def __post_init__(self) -> None:
+        if self.predictor not in PREDICTOR_NAMES:
+            raise OptionError(
+                f"there is no predictor {self.predictor!r}: take one of "
+                f"{', '.join(PREDICTOR_NAMES)}."
+            )
         if self.num_threads < 1 or self.split_bytes < 4096 or self.num_retries < 0:
             raise OptionError(
                 f"{self} cannot read: give 1 thread or more, 4096 bytes or more to split above, "

@@ -8,22 +8,18 @@ import shutil
 import statistics
 import textwrap
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..cache.expert_cache import Admission, ExpertCache
 from ..config import CacheOptions, ReadOptions
+from ..engine.alone import drop_page_cache, everything_resident, reading_alone
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
-from ..store.reader import ReadBatch
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
@@ -36,11 +32,11 @@ MMAP = "mmap"
 """A reader to compare with, which is nowhere else."""
 
 _COMPUTE_TOKENS = 100
-_READ_BYTES, _READ_TOGETHER = 8 * 10**9, 4  # to measure the disk: in all, and experts at a time
+_READ_BYTES = 8 * 10**9  # to measure the disk
 
 
 @dataclass(frozen=True)
-class Run:
+class PromptRun:
     """One prompt and what followed; the counters are of the decode, but `prefill_bytes`.
 
     `why_no_prefetch` says why nothing was read ahead in the end.
@@ -78,7 +74,8 @@ class BenchReport:
     (`compute_only_tps`, measured with every expert taken for resident) and of reading what was
     missing at `disk_gbps` allows; its fraction is what was reached. `compute_s` is the time of a
     decoded token that was not waiting for bytes, `stall_s` the rest; `read_gbps` is the rate while
-    anything was being read.
+    anything was being read. Where `settings` say that the page cache was not dropped, the disk and
+    `cold` may be faster than they are.
     """
 
     prompt_tokens: int
@@ -128,14 +125,17 @@ def measure_model(
     decode_tokens: int,
     settings: dict[str, Any],
     on_step: Callable[[str], None] = lambda step: None,
+    text: str | None = None,
 ) -> BenchReport:
     """Measure a loaded model: cold, warm, computing alone, and its disk.
 
-    The prompts are Python's own source code; text is drawn with a fixed seed. `on_step(name)` is
-    called before each part.
+    The prompts are Python's own source code, and what follows is drawn with a fixed seed. Given a
+    `text`, the cold prompt is its beginning, the warm one a later part, and what follows them there
+    is decoded. `on_step(name)` is called before each part.
 
     Raises:
-        OptionError: the prompt and what follows do not fit the model's context.
+        OptionError: the prompt and what follows do not fit the model's context, or the text is
+            too short.
     """
     room = loaded.checkpoint.context_tokens
     if room is not None and prompt_tokens + max(decode_tokens, COLD_TOKENS) > room:
@@ -143,67 +143,45 @@ def measure_model(
             f"{prompt_tokens} prompt tokens and {decode_tokens} more do not fit the model's "
             f"context of {room}: ask for less."
         )
-    first, second = _prompts(tokenizer, prompt_tokens)
-    files = sorted({path for layout in loaded.layouts for path in layout.files})
+    first, second = _parts(tokenizer, prompt_tokens, decode_tokens, text)
     mx.random.seed(0)
-    on_step("cold: page cache dropped, no expert resident")
-    drop_page_cache(files)
+    dropped = drop_page_cache({path for layout in loaded.layouts for path in layout.files})
+    on_step(f"cold: page cache{'' if dropped else ' not'} dropped, no expert resident")
     cold = _run(loaded, first, COLD_TOKENS)
     on_step("warm")
     warm = _run(loaded, second, decode_tokens)
     on_step("computing alone")
-    with _everything_resident(loaded.stream):
+    with everything_resident(loaded.stream):
         compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
     on_step("reading alone")
-    disk_gbps = _disk_gbps(loaded.stream, files) if loaded.stream else 0.0
+    disk_gbps = _disk_gbps(loaded.stream) if loaded.stream else 0.0
+    settings = {**settings, **_settings_found(loaded), "page_cache_dropped": dropped}
     return _report(loaded, cold, warm, compute, disk_gbps, settings)
 
 
 def _report(
     loaded: LoadedModel,
-    cold: Run,
-    warm: Run,
-    compute: Run,
+    cold: PromptRun,
+    warm: PromptRun,
+    compute: PromptRun,
     disk_gbps: float,
     settings: dict[str, Any],
 ) -> BenchReport:
-    rate = disk_gbps * 1e9 or float("inf")
-    missed = (warm.decode.asks - warm.decode.hits) / len(warm.token_s)
-    missed_bytes = missed * _mean_expert_bytes(loaded.layouts)
-    bound_token_s = max(compute.decode_s, missed_bytes / rate)
-    bound_prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
-    stall_s = warm.decode.stall_s / len(warm.token_s)
-    ordered = sorted(warm.token_s)
-    busy_s = warm.decode.busy_s
+    """Return what was measured, beside what it could have been."""
+    prefetch: dict[str, float | str] = {
+        "precision": warm.decode.prefetch_precision,
+        "experts_per_token": warm.decode.prefetched / len(warm.token_s),
+        "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
+        "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
+        "why_off": warm.why_no_prefetch,
+    }
     return BenchReport(
-        prompt_tokens=warm.prompt_tokens,
-        decode_tokens=len(warm.token_s),
-        ttft_s=warm.ttft_s,
-        prefill_tps=warm.prefill_tps,
-        decode_tps=1 / warm.decode_s,
-        tpot_p50_s=statistics.median(ordered),
-        tpot_p99_s=ordered[len(ordered) * 99 // 100],
-        hit_rate=warm.decode.hit_rate,
-        bytes_per_token=warm.bytes_per_token,
-        missed_bytes_per_token=missed_bytes,
-        prefill_bytes=warm.prefill_bytes,
-        stall_s=stall_s,
-        compute_s=warm.decode_s - stall_s,
+        **_measured(warm),
+        **_bounds(warm, compute, disk_gbps, _mean_expert_bytes(loaded.layouts)),
         compute_only_tps=1 / compute.decode_s,
         compute_only_prefill_tps=compute.prefill_tps,
-        prefetch={
-            "precision": warm.decode.prefetch_precision,
-            "experts_per_token": warm.decode.prefetched / len(warm.token_s),
-            "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
-            "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
-            "why_off": warm.why_no_prefetch,
-        },
-        read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+        prefetch=prefetch,
         disk_gbps=disk_gbps,
-        bound_decode_tps=1 / bound_token_s,
-        bound_decode_fraction=bound_token_s / warm.decode_s,
-        bound_prefill_tps=warm.prompt_tokens / bound_prefill_s,
-        bound_prefill_fraction=bound_prefill_s / warm.ttft_s,
         memory_limit_bytes=loaded.plan.limit_bytes,
         peak_rss_bytes=machine.peak_rss_bytes(),
         cold={
@@ -212,18 +190,65 @@ def _report(
             "decode_tps": 1 / cold.decode_s,
             "hit_rate": cold.decode.hit_rate,
         },
-        settings={**settings, **_decided(loaded)},
+        settings=settings,
     )
 
 
-def _decided(loaded: LoadedModel) -> dict[str, Any]:
-    """Return the settings that loading has decided, as they are and not as they were asked for."""
+def _measured(warm: PromptRun) -> dict[str, Any]:
+    """Return the fields of a report that say what the warm run did."""
+    ordered, busy_s = sorted(warm.token_s), warm.decode.busy_s
+    stall_s = warm.decode.stall_s / len(warm.token_s)
     return {
-        "capacity": loaded.plan.capacity,
-        "kernels": loaded.kernels.name,
-        "direct": loaded.stream is not None and loaded.stream.reader.direct,
-        "prefetch": loaded.stream is not None and loaded.stream.prefetches,
+        "prompt_tokens": warm.prompt_tokens,
+        "decode_tokens": len(warm.token_s),
+        "ttft_s": warm.ttft_s,
+        "prefill_tps": warm.prefill_tps,
+        "decode_tps": 1 / warm.decode_s,
+        "tpot_p50_s": statistics.median(ordered),
+        "tpot_p99_s": ordered[len(ordered) * 99 // 100],
+        "hit_rate": warm.decode.hit_rate,
+        "bytes_per_token": warm.bytes_per_token,
+        "prefill_bytes": warm.prefill_bytes,
+        "stall_s": stall_s,
+        "compute_s": warm.decode_s - stall_s,
+        "read_gbps": warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
     }
+
+
+def _bounds(
+    warm: PromptRun, compute: PromptRun, disk_gbps: float, expert_bytes: float
+) -> dict[str, Any]:
+    """Return the fields that say what computing and the disk allow, and how near the run came."""
+    rate = disk_gbps * 1e9 or float("inf")
+    missed_bytes = (warm.decode.asks - warm.decode.hits) / len(warm.token_s) * expert_bytes
+    token_s = max(compute.decode_s, missed_bytes / rate)
+    prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
+    return {
+        "missed_bytes_per_token": missed_bytes,
+        "bound_decode_tps": 1 / token_s,
+        "bound_decode_fraction": token_s / warm.decode_s,
+        "bound_prefill_tps": warm.prompt_tokens / prefill_s,
+        "bound_prefill_fraction": prefill_s / warm.ttft_s,
+    }
+
+
+def _disk_gbps(stream: ExpertStream) -> float:
+    """Return the rate at which experts are read, from now on as anywhere else."""
+    if isinstance(stream.reader.preadv, MmapPreadv):
+        stream.reader.preadv.close()
+        stream.reader.preadv = os.preadv
+    return reading_alone(stream, _READ_BYTES).gbps
+
+
+def _settings_found(loaded: LoadedModel) -> dict[str, Any]:
+    """Return the settings that were decided while the model was loaded."""
+    found: dict[str, Any] = {"capacity": loaded.plan.capacity, "kernels": loaded.kernels.name}
+    found |= {"direct": False, "prefetch": False}
+    if loaded.stream is not None:
+        layers = loaded.stream.layer_streams.values()
+        found["direct"] = loaded.stream.reader.direct
+        found["prefetch"] = any(layer.guess_next is not None for layer in layers)
+    return found
 
 
 def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
@@ -231,23 +256,45 @@ def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
     return statistics.fmean(layout.expert_bytes for layout in layouts) if layouts else 0.0
 
 
-def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], list[int]]:
-    """Return two prompts of real text that share nothing."""
-    texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
-    tokens = list(tokenizer.encode("\n\n".join(texts)))
-    if len(tokens) < 2 * num_tokens:
-        raise OptionError(f"there are no prompts of {num_tokens} tokens: ask for less.")
-    return tokens[:num_tokens], tokens[-num_tokens:]
+@dataclass(frozen=True)
+class _Part:
+    """A prompt, and what is decoded after it; None draws tokens."""
+
+    prompt: list[int]
+    following: list[int] | None = None
 
 
-def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
+def _parts(
+    tokenizer: TokenizerWrapper, prompt_tokens: int, decode_tokens: int, text: str | None
+) -> tuple[_Part, _Part]:
+    """Return two parts of real text that share nothing."""
+    if text is None:
+        texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
+        tokens = list(tokenizer.encode("\n\n".join(texts)))
+        if len(tokens) < 2 * prompt_tokens:
+            raise OptionError(f"there are no prompts of {prompt_tokens} tokens: ask for less.")
+        return _Part(tokens[:prompt_tokens]), _Part(tokens[-prompt_tokens:])
+    tokens = list(tokenizer.encode(text))
+    cold, warm = prompt_tokens + 1 + COLD_TOKENS, prompt_tokens + 1 + decode_tokens
+    if len(tokens) < cold + warm:
+        raise OptionError(
+            f"the text has {len(tokens)} tokens and {cold + warm} are needed: give more text, or "
+            "ask for less."
+        )
+    ends = tokens[:cold], tokens[-warm:]
+    first, second = (_Part(part[:prompt_tokens], part[prompt_tokens:]) for part in ends)
+    return first, second
+
+
+def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
     """Compute a prompt and decode `num_tokens` after the first token."""
+    prompt = part.prompt
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
     token_s: list[float] = []
     start, ttft_s = time.perf_counter(), 0.0
     for _ in adapter.tokens_after(
-        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step
+        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step, part.following
     ):
         now = time.perf_counter()
         if not ttft_s:
@@ -258,85 +305,15 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> Run:
     prefill = after_prompt.since(before)
     why = loaded.stream.prefetcher.why_idle if loaded.stream else "nothing is streamed"
     decode = counters.since(after_prompt)
-    return Run(len(prompt), ttft_s, token_s, prefill.bytes_read, decode, why)
+    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, decode, why)
 
 
-@contextmanager
-def _everything_resident(stream: ExpertStream | None) -> Iterator[None]:
-    """Let a stream take any expert for resident while the block runs: it computes, on others."""
-    if stream is None:
-        yield
-        return
-    cache = stream.cache
-    with stream.lock:
-        stream.cache = _AllHits(cache)
-    try:
-        yield
-    finally:
-        with stream.lock:
-            stream.cache = cache
-
-
-class _AllHits(ExpertCache):
-    """A cache that finds every expert in some slot: its results are wrong and take as long.
-
-    The books are those of the cache that it stands for, which stay as they are.
-    """
-
-    def __init__(self, cache: ExpertCache) -> None:
-        self._layers = cache._layers
-
-    @contextmanager
-    def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
-        """Yield a slot for each expert; where there are more of them they share."""
-        num_slots = self.capacities[layer]
-        yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
-
-    def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
-        """Return nothing: nothing is missing."""
-        return {}
-
-    def may_resize(self, layer: int, capacity: int) -> bool:
-        """Return False: slots stay as they are while this is measured."""
-        return False
-
-
-def _disk_gbps(stream: ExpertStream, files: Sequence[Path]) -> float:
-    """Return the rate of reading experts in random order, none twice, past the page cache."""
-    drop_page_cache(files)
-    keys = [
-        (layer, expert)
-        for layer, layout in enumerate(stream.layouts)
-        for expert in range(layout.num_experts)
-    ]
-    random.Random(0).shuffle(keys)
-    pending: deque[ReadBatch] = deque()
-    num_bytes, start = 0, time.perf_counter()
-    for number, (layer, expert) in enumerate(keys):
-        pool = stream.sweeps[layer]
-        stream.reader.heat_pause.wait()
-        pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
-        if len(pending) == min(_READ_TOGETHER, pool.capacity):
-            num_bytes += pending.popleft().wait()
-        if num_bytes > _READ_BYTES:
-            break
-    num_bytes += sum(batch.wait() for batch in pending)
-    return num_bytes / (time.perf_counter() - start) / 1e9
-
-
-def drop_page_cache(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache, where the system lets a user do that."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
+def read_options_of(
+    reader: str,
+    overlap: bool,
+    prefetch: bool | None,
+    predictor: str = ReadOptions.predictor,
+) -> ReadOptions:
     """Return the options of a run whose experts are read by one of READERS, or by MMAP.
 
     Raises:
@@ -344,7 +321,9 @@ def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOp
     """
     direct = False if reader == MMAP else ReadOptions.direct_by(reader)
     overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
-    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch)
+    return ReadOptions(
+        direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch, predictor=predictor
+    )
 
 
 class MmapPreadv:
@@ -362,6 +341,11 @@ class MmapPreadv:
             np.frombuffer(view, np.uint8)[:] = source[offset : offset + view.nbytes]
             offset += view.nbytes
         return offset - start
+
+    def close(self) -> None:
+        """End the maps, so that the page cache can be dropped."""
+        while self._maps:
+            self._maps.popitem()[1].close()
 
 
 def settings_of(cache: CacheOptions, reads: ReadOptions) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from .options import (
     Memory,
     Model,
     Policy,
+    Predictor,
     Prefetch,
+    SplitBy,
     WarmStart,
 )
 from .progress import ByteBar
@@ -33,6 +35,7 @@ from .remarks import remarks
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
     from ..bench.model import BenchReport
+    from ..bench.predictors import PredictorRow
 
 
 class _ModelUnlessNamed(TyperGroup):
@@ -63,12 +66,14 @@ def model(
     memory: Memory = None,
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
+    split_by: SplitBy = None,
     kernels: Kernels = None,
     reader: Annotated[
         str, typer.Option(help=f"How experts are read: {', '.join(READERS)}, or mmap to compare.")
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
     prefetch: Prefetch = ReadOptions.prefetch,
+    predictor: Predictor = ReadOptions.predictor,
     warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     prefill_step: Annotated[
@@ -76,6 +81,10 @@ def model(
         typer.Option(min=1, help="Prompt tokens to compute at once. Default: as memory allows."),
     ] = None,
     max_tokens: MaxTokens = 500,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text to read, prompts and what follows. Default: Python code."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: speed, hit rate, bytes, and how near that is to what the machine allows."""
@@ -96,9 +105,12 @@ def model(
         )
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
+        from ..engine.replay import splitting_by
+        from ..engine.trace import read_text
 
+        content = None if text is None else read_text(text).content
         files = ModelFiles.open(model)
-        reads = read_options_of(reader, overlap, prefetch)
+        reads = read_options_of(reader, overlap, prefetch, predictor)
         loaded = load_model(
             files.checkpoint,
             limit,
@@ -107,14 +119,19 @@ def model(
             prefill_steps=[prefill_step] if prefill_step else steps_for(prompt_tokens),
             read_options=reads,
             kernel_options=kernel_options,
+            split=splitting_by(split_by, policy),
         )
         if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
         for line in remarks(loaded, cache_options, reads):
             notes.print(line, soft_wrap=True)
-        settings = {"reader": reader, **settings_of(cache_options, reads)}
+        settings = {
+            "reader": reader,
+            "split": split_by is not None,
+            **settings_of(cache_options, reads),
+        }
         report = measure_model(
-            loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update
+            loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update, content
         )
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
@@ -174,6 +191,61 @@ def _prefetched(report: "BenchReport") -> str:
         f"{found['experts_per_token']:.1f} experts a token, {found['precision']:.0%} of them used"
     )
     return f"{used}, then no more: {why}" if why else used
+
+
+@app.command("predictors")
+def predictors(
+    model: Model = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="UTF-8 text. Default: sample text of four tasks.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=64, help="Tokens of each text; the last third is measured on.")
+    ] = 1536,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what could guess the next layer's experts: the share of its top-k that is found.
+
+    Predictors are fitted on the first two thirds of each text. "@k" is among as many guesses as
+    experts are used, "@2k" among twice as many. The true router must find all.
+    """
+    notes = Console(stderr=True, highlight=False, markup=False)
+    table = Table("predictor", "@k", "@2k", "@k in the first layer guessed")
+    with notes.status("loading the model") as status:
+        from ..bench.predictors import compare_predictors
+        from ..engine.load import ModelFiles, load_model
+        from ..engine.profiles import TASKS
+        from ..engine.samples import sample_text
+        from ..engine.trace import WINDOW_TOKENS, Text, encode_texts, read_text
+
+        texts = [read_text(path) for path in text or ()]
+        texts = texts or [Text(task, sample_text(task)) for task in TASKS]
+        files = ModelFiles.open(model)
+        loaded = load_model(
+            files.checkpoint,
+            MemoryLimit(),
+            CacheOptions(),
+            context_tokens=WINDOW_TOKENS,
+            always_stream=True,
+        )
+        train: list[int] = []
+        test: list[int] = []
+        for _, tokens in encode_texts(files.tokenizer, texts, max_tokens):
+            end = 2 * len(tokens) // 3
+            train += tokens[:end]
+            test += tokens[end:]
+        status.update("reading the text")
+
+        def show(row: "PredictorRow") -> None:
+            status.update(f"measured {row.predictor}")
+            first = f"{row.by_layer[0]:.1%}"
+            table.add_row(row.predictor, f"{row.recall_k:.1%}", f"{row.recall_2k:.1%}", first)
+
+        report = compare_predictors(loaded, train, test, show)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
+        return
+    Console(highlight=False, markup=False).print(table)
 
 
 @app.command("inflate")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,6 +28,7 @@ from .options import (
     Prompt,
     Reader,
     Seed,
+    SplitBy,
     SsdMaxGbps,
     SsdMaxTemp,
     Temperature,
@@ -52,6 +54,7 @@ def command(
     seed: Seed = None,
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
+    split_by: SplitBy = None,
     kernels: Kernels = None,
     warm_start: WarmStart = True,
     profile: Profile = None,
@@ -96,6 +99,7 @@ def command(
             read_options,
             loading,
             trace is not None,
+            split_by,
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
@@ -134,11 +138,13 @@ def _load(
     read_options: ReadOptions,
     loading: Status | None,
     always_stream: bool,
+    split_by: Path | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
     from ..engine.generate import encode, room_for
     from ..engine.load import ModelFiles, load_model
     from ..engine.need import steps_for
+    from ..engine.replay import splitting_by
 
     files = ModelFiles.open(model)
     tokens = encode(files.tokenizer, text, options)
@@ -152,6 +158,7 @@ def _load(
         kernel_options=kernel_options,
         read_options=read_options,
         always_stream=always_stream,
+        split=splitting_by(split_by, cache_options.policy),
         on_compile=partial(_show_compiling, loading),
     )
     return loaded, files.tokenizer, tokens

@@ -34,11 +34,13 @@ def everything_resident(stream: ExpertStream | None) -> Iterator[None]:
         yield
         return
     cache = stream.cache
-    stream.cache = _AllHits(cache)
+    with stream.lock:
+        stream.cache = _AllHits(cache)
     try:
         yield
     finally:
-        stream.cache = cache
+        with stream.lock:
+            stream.cache = cache
 
 
 def measured_speed(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> ModelSpeed:
@@ -76,6 +78,7 @@ def reading_alone(stream: ExpertStream, num_bytes: int = 10**9) -> ReadSpeed:
     done, start, cpu = 0, time.perf_counter(), time.process_time()
     for number, (layer, expert) in enumerate(keys):
         pool = stream.sweeps[layer]
+        stream.reader.heat_pause.wait()
         pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
         if len(pending) == min(_TOGETHER, pool.capacity):
             done += pending.popleft().wait()
@@ -109,43 +112,41 @@ def weights_gbps() -> float:
     return nbytes / statistics.median(seconds[1:]) / 1e9
 
 
-def drop_page_cache(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache, where the system lets a user do that."""
+def drop_page_cache(files: Iterable[Path]) -> bool:
+    """Drop the files from the page cache; return whether the system lets a user do that.
+
+    Pages that are mapped into memory stay.
+    """
     if not hasattr(os, "posix_fadvise"):
-        return
+        return False
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+    return True
 
 
 class _AllHits(ExpertCache):
-    """A cache that finds every expert in some slot: its results are wrong and take as long."""
+    """A cache that finds every expert in some slot: its results are wrong and take as long.
+
+    The books are those of the cache that it stands for, which stay as they are.
+    """
 
     def __init__(self, cache: ExpertCache) -> None:
-        self._cache = cache
-
-    @property
-    def capacities(self) -> list[int]:
-        """Slots of each layer."""
-        return self._cache.capacities
+        self._layers = cache._layers
 
     @contextmanager
     def admit(self, layer: int, experts: Iterable[int]) -> Iterator[Admission]:
         """Yield a slot for each expert; where there are more of them they share."""
-        num_slots = self._cache.capacities[layer]
+        num_slots = self.capacities[layer]
         yield Admission({expert: n % num_slots for n, expert in enumerate(experts)}, {}, ())
 
     def reserve(self, layer: int, experts: Iterable[int], *, evict: bool = True) -> dict[int, int]:
         """Return nothing: nothing is missing."""
         return {}
 
-    def release(self, layer: int, expert: int, *, resident: bool, age: int | None = None) -> None:
-        """End what the real cache had reserved before."""
-        self._cache.release(layer, expert, resident=resident, age=age)
-
-    def resize(self, layer: int, capacity: int) -> dict[int, int] | None:
-        """Change nothing now."""
-        return None
+    def may_resize(self, layer: int, capacity: int) -> bool:
+        """Return False: slots stay as they are while this is measured."""
+        return False

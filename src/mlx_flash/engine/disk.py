@@ -23,7 +23,8 @@ _MAX_LATENCY_READS = 64
 class DiskSpeed:
     """GB/s of 1 MiB reads and seconds per 4 KiB read; None where there was too little to read.
 
-    `direct` says whether the reads went past the page cache.
+    `direct` says whether the reads went past the page cache; never on macOS, where what
+    is there already is taken from there.
     """
 
     gbps: float | None
@@ -70,9 +71,7 @@ class _DirectFile:
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
         self._descriptor, self.direct = open_direct(path)
-        if sys.platform == "darwin":
-            self.direct = True
-        elif not self.direct:
+        if sys.platform != "darwin" and not self.direct:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, nbytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Writes a model into the packed store, and checks one: expert by expert, in bounded memory."""
+"""Writes a model into the packed store, expert by expert, in bounded memory."""
 
 import errno
 import hashlib
@@ -15,21 +15,21 @@ from typing import BinaryIO
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..errors import FormatError, OptionError, PackError, UnsupportedModelError
+from ..errors import OptionError, PackError, UnsupportedModelError
 from ..formats.checkpoint import PACK_RECORD, Checkpoint, read_json_object
 from ..formats.packed import (
-    PackedLayer,
     in_record_order,
     packed_header,
     packed_name,
     record_bytes,
 )
 from ..formats.safetensors import NewTensor
-from ..formats.shards import is_as_written, shard_header
+from ..formats.shards import shard_header
 from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
-from ..streaming.slots import type_name
+from ..streaming.slots import ALL_DTYPES, type_name
+from .check_pack import check as check
 from .folder_lock import locked
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
@@ -156,70 +156,6 @@ def _write_files(
         mx.clear_cache()
 
 
-def check(folder: Path, on_bytes: OnBytes) -> int:
-    """Read every record and every other tensor of a packed model; return the number of records.
-
-    Raises:
-        FormatError: a record or a shard is not what was written, or a file is no packed layer.
-        OptionError: the model is not packed.
-    """
-    checkpoint = Checkpoint.open(folder)
-    layers = checkpoint.packed.values()
-    if not layers:
-        raise OptionError(f"{folder} is not packed: there is nothing to check.")
-    total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
-    meter = _Meter(total + sum(t.nbytes for t in checkpoint.tensors.values()), on_bytes)
-    damaged = [damage for layer in layers for damage in _damage(layer, meter)]
-    if damaged:
-        path, expert, offset = damaged[0]
-        raise FormatError(
-            f"{len(damaged)} of {sum(layer.num_experts for layer in layers)} records are damaged, "
-            f"the first is expert {expert} in {path} at offset {offset}: delete "
-            f"{', '.join(sorted({path.name for path, _, _ in damaged}))} and run mlx-flash pack "
-            "again, which writes what is missing.",
-            path,
-            offset,
-        )
-    _check_shards(sorted({entry.path for entry in checkpoint.tensors.values()}), meter)
-    return sum(layer.num_experts for layer in layers)
-
-
-def _check_shards(shards: Sequence[Path], meter: _Meter) -> None:
-    """Raise FormatError unless the tensors that are no experts are what was written."""
-    for shard in shards:
-        match is_as_written(shard, meter.add):
-            case None:
-                raise FormatError(
-                    f"all records are as they were written, but {shard} was packed without a "
-                    "checksum: run mlx-flash pack again, with the same model and options, to add "
-                    "it.",
-                    shard,
-                )
-            case False:
-                raise FormatError(
-                    f"the weights in {shard} are damaged: delete it and run mlx-flash pack again, "
-                    "with the same model and options.",
-                    shard,
-                )
-
-
-def _damage(layer: PackedLayer, meter: _Meter) -> Iterator[tuple[Path, int, int]]:
-    """Yield the file, expert and offset of each record whose checksum is wrong."""
-    nbytes = record_bytes(layer.tensors)
-    try:
-        with layer.path.open("rb") as file:
-            for expert, checksum in enumerate(layer.checksums):
-                offset = layer.offset + expert * nbytes
-                file.seek(offset)
-                if zlib.crc32(file.read(_sum(layer.tensors))) != checksum:
-                    yield layer.path, expert, offset
-                meter.add(nbytes)
-    except OSError as error:
-        raise FormatError(
-            f"cannot read {layer.path}: {error.strerror or error}.", layer.path
-        ) from error
-
-
 def _sum(tensors: Sequence[NewTensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -239,7 +175,7 @@ def _plan_files(model: Module) -> list[_NewFile]:
     for name, array in adapter.parameters(model).items():
         if name in experts:
             continue
-        tensor = NewTensor(name, type_name(array.dtype), tuple(array.shape))
+        tensor = NewTensor(name, type_name(array.dtype, ALL_DTYPES), tuple(array.shape))
         if shards[-1] and _sum(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
             shards.append([])
         shards[-1].append(tensor)
@@ -365,11 +301,15 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that gets its name when the block ends, and its bytes on the disk before."""
     partial = path.with_name(path.name + _PARTIAL)
     with _translated(path):
-        with partial.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            partial.replace(path)
+        except BaseException:  # whoever makes room for a new attempt should not need it twice
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import CacheOptions, MemoryLimit
-from ..errors import OptionError, UnsupportedModelError
+from ..errors import OptionError, TraceError, UnsupportedModelError
 from ..planner.curve import MissCurve
 from ..planner.memory import ModelNeed, gigabytes, plan_memory, spare_bytes
 from ..planner.speed import (
@@ -28,11 +28,13 @@ from ..planner.speed import (
 )
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import num_cores
+from ..telemetry.trace import Trace
 from .alone import measured_speed, reading_alone, weights_gbps
 from .backend import backend_name, model_memory
 from .disk import measure_disk
 from .find import bundled_model, model_name
 from .load import LoadedModel, ModelFiles, load_model
+from .replay import split_slots
 
 BUNDLED_CURVE = "the bundled model"
 """The source of the curve that ships with us."""
@@ -129,9 +131,15 @@ def default_curve() -> MissCurve:
 
 
 def plan_local(
-    folder: Path, curve: MissCurve, ram_bytes: int | None, ssd_gbps: float | None
+    folder: Path,
+    curve: MissCurve,
+    ram_bytes: int | None,
+    ssd_gbps: float | None,
+    trace: Trace | None = None,
 ) -> PlanReport:
     """Return the plan of a model that is here: its slots as when it runs, its computing measured.
+
+    Slots are split among layers by a `trace` where that is better.
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
@@ -151,6 +159,8 @@ def plan_local(
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
     shape = _shape_of(loaded, folder)
+    if trace is not None:
+        check_trace(trace, shape)
     need = ModelNeed(
         loaded.plan.resident_bytes,
         shape.expert_bytes * shape.num_experts * shape.num_layers,
@@ -164,7 +174,9 @@ def plan_local(
     for capacity in _capacities(shape.num_experts):
         memory = need.streamed_bytes(capacity)
         if memory <= total:
-            rows.append(predict_with(shape, machine, memory, capacity, curve, speed))
+            row = predict_with(shape, machine, memory, capacity, curve, speed)
+            found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
+            rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
     if not rows:
         plan_memory(need, total)  # says what would fit
     return _report(shape, machine, rows, curve, speed, ())
@@ -208,6 +220,22 @@ def plan_from_shape(
     rows.append(predict_with(shape, machine, total, most, curve, speed))
     note = "Computing was not measured on this model: it is scaled from the bundled one."
     return _report(shape, machine, rows, curve, speed, (note,))
+
+
+def check_trace(trace: Trace, shape: ModelShape) -> None:
+    """Return when a trace is of a model of that shape.
+
+    Raises:
+        TraceError: it is of another one.
+    """
+    routing = trace.routing
+    traced = len(routing.num_experts), max(routing.num_experts), routing.top_k
+    if traced != (shape.num_layers, shape.num_experts, shape.top_k):
+        raise TraceError(
+            f"the trace is of {routing.model}, with {traced[0]} layers of {traced[1]} experts, "
+            f"{traced[2]} used, and {shape.name} has {shape.num_layers} of {shape.num_experts}, "
+            f"{shape.top_k} used: record one of it with mlx-flash trace."
+        )
 
 
 def _with_memory(machine: MachineProfile, ram_bytes: int | None) -> MachineProfile:

@@ -113,10 +113,20 @@ def find_packed(folder: Path) -> dict[str, PackedLayer]:
     """Return the packed layers in a folder by their prefix, the module path of their experts.
 
     Raises:
-        FormatError: a file is not what its name says, or was packed by a later version.
+        FormatError: a file is not what its name says, or was packed by a later version, or two
+            hold the same layer.
     """
-    layers = [read_packed(path) for path in sorted(folder.glob(_FILES))]
-    return {layer.prefix: layer for layer in layers}
+    found: dict[str, PackedLayer] = {}
+    for path in sorted(folder.glob(_FILES)):
+        layer = read_packed(path)
+        if layer.prefix in found:
+            raise FormatError(
+                f"{found[layer.prefix].path} and {path} both hold {layer.prefix}: delete the one "
+                "that mlx-flash pack did not write.",
+                path,
+            )
+        found[layer.prefix] = layer
+    return found
 
 
 def read_packed(path: Path) -> PackedLayer:

@@ -1,7 +1,7 @@
 """The shards of a pack: stock safetensors of what is no expert, with a checksum of all tensors."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FormatError
@@ -16,10 +16,8 @@ def shard_header(tensors: Sequence[NewTensor], checksum: int) -> bytes:
     return header_of(tensors, {"format": "mlx", _CHECKSUM: f"{checksum:08x}"}, 16)
 
 
-def is_as_written(path: Path, on_read: Callable[[int], None]) -> bool | None:
+def is_as_written(path: Path) -> bool | None:
     """Return whether a shard's tensors have its checksum; None when it has none.
-
-    `on_read(nbytes)` is called as it reads.
 
     Raises:
         FormatError: it cannot be read.
@@ -34,7 +32,6 @@ def is_as_written(path: Path, on_read: Callable[[int], None]) -> bool | None:
             file.seek(min((entry.offset for entry in header.tensors.values()), default=0))
             while chunk := file.read(_CHUNK_BYTES):
                 found = zlib.crc32(chunk, found)
-                on_read(len(chunk))
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", path) from error
     return f"{found:08x}" == expected

@@ -23,7 +23,7 @@ def default_reserve_bytes(available: int, total: int) -> int:
 
 
 class Governor:
-    """Decides a capacity, in slots per layer, between a least one and that of the plan.
+    """Decides a capacity, in slots per layer, between one and that of the plan.
 
     It shrinks at once by what is lacking of a reserve. It grows only after memory has been free for
     a while, by a few percent of the largest capacity at a time, and never into the margin above the
@@ -31,15 +31,12 @@ class Governor:
     again, it waits twice as long each time. Not thread-safe.
     """
 
-    def __init__(
-        self, max_capacity: int, step_bytes: int, reserve_bytes: int, min_capacity: int = 1
-    ) -> None:
+    def __init__(self, max_capacity: int, step_bytes: int, reserve_bytes: int) -> None:
         """Start at `max_capacity`; one slot in every layer takes `step_bytes`."""
-        assert 1 <= min_capacity <= max_capacity, "a layer needs a slot, and no more than planned"
+        assert max_capacity >= 1, "a layer needs a slot"
         assert step_bytes > 0, "slots take memory"
         self.target = max_capacity
         self._max_capacity = max_capacity
-        self._min_capacity = min_capacity
         self._step_bytes = step_bytes
         self._reserve_bytes = reserve_bytes
         self._growth = math.ceil(max_capacity * _GROWTH_SHARE)
@@ -80,7 +77,7 @@ class Governor:
         return capacity <= self.target and time_s - self._gave_back_at_s >= _GIVE_BACK_S
 
     def _shrink(self, time_s: float, slots: int) -> None:
-        smaller = max(self._min_capacity, self.target - slots)
+        smaller = max(1, self.target - slots)
         if smaller == self.target:
             return
         if self._grew_since_loss:

@@ -75,27 +75,33 @@ def _parts(
     parts: list[memoryview] = []
     shared: list[tuple[int, memoryview]] = []
     position, used = _floor(offset), 0
-    ends = [*itertools.accumulate((view.nbytes for view in views), initial=offset)]
-    inner = [
-        (_ceil(start), _floor(start + view.nbytes), start, view)
-        for start, view in zip(ends, views, strict=False)
-    ]
-    for first, last, start, view in [*inner, (_ceil(ends[-1]), 0, 0, None)]:
-        if view is not None and (first >= last or not _in_step(start, view)):
-            if first < last:
-                return [], []
-            continue
-        if first > position:
-            if used + first - position > block.nbytes:
-                return [], []
-            piece = block[used : used + first - position]
+
+    def share(stop: int) -> None:
+        """Fill a piece of `block` up to `stop` in the file."""
+        nonlocal used
+        if stop > position:
+            piece = block[used : used + stop - position]
             parts.append(piece)
             shared.append((position, piece))
-            used += piece.nbytes
-        if view is not None:
-            parts.append(view[first - start : last - start])
-        position = last
-    return parts, shared
+            used += stop - position
+
+    bounds = itertools.accumulate((view.nbytes for view in views), initial=offset)
+    for start, view in zip(bounds, views, strict=False):
+        inner = _inner(start, view)
+        if inner and not _in_step(start, view):
+            return [], []
+        if inner:
+            share(_ceil(start))
+            parts.append(inner)
+            position = _ceil(start) + inner.nbytes
+    share(_ceil(offset + sum(view.nbytes for view in views)))
+    return (parts, shared) if used <= block.nbytes else ([], [])
+
+
+def _inner(start: int, view: memoryview) -> memoryview:
+    """Return the part of a view, which lies at `start` in the file, that is whole blocks there."""
+    first = _ceil(start) - start
+    return view[first : max(first, _floor(start + view.nbytes) - start)]
 
 
 def _in_step(offset: int, view: memoryview) -> bool:

@@ -1,5 +1,6 @@
 """Open checkpoint files: one descriptor per file, and a memory of what the file was."""
 
+import contextlib
 import mmap
 import os
 import sys
@@ -66,7 +67,8 @@ class CheckpointFiles:
 def open_direct(path: Path) -> tuple[int, bool]:
     """Return a descriptor that reads past the page cache, and whether reads must be aligned.
 
-    Where the file system cannot, and for a file shorter than a block, that is an ordinary one.
+    Where the file system cannot, that is an ordinary one. On macOS it leaves what it reads out of
+    the page cache, and takes from there what is there already.
 
     Raises:
         OSError: the file cannot be opened.
@@ -75,7 +77,8 @@ def open_direct(path: Path) -> tuple[int, bool]:
     if sys.platform == "darwin":
         import fcntl
 
-        fcntl.fcntl(plain, fcntl.F_NOCACHE, 1)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(plain, fcntl.F_NOCACHE, 1)
         return plain, False
     try:
         direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)

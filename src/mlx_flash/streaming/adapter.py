@@ -6,6 +6,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,14 +188,27 @@ def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
 
 
 def tokens_after(
-    model: Module, prompt: Sequence[int], num_tokens: int, temperature: float, prefill_step: int
+    model: Module,
+    prompt: Sequence[int],
+    num_tokens: int,
+    temperature: float,
+    prefill_step: int,
+    following: Sequence[int] | None = None,
 ) -> Iterator[int]:
-    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text."""
+    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text.
+
+    They are drawn, or those that are given as `following`.
+    """
+    given = itertools.chain(following or (), itertools.repeat(0))  # mlx-lm runs ahead of the end
+
+    def next_given(log_probabilities: mx.array) -> mx.array:
+        return mx.array([next(given)])
+
     steps = generate_step(
         mx.array(list(prompt)),
         model,
         max_tokens=num_tokens,
-        sampler=sampler(temperature),
+        sampler=next_given if following else sampler(temperature),
         prefill_step_size=prefill_step,
     )
     for token, _ in steps:
@@ -367,6 +381,26 @@ def routing_block(model: Module, path: str) -> Any | None:
         if len(required) == 2:  # self and the hidden states
             return parent
     return None
+
+
+@contextlib.contextmanager
+def wider_top_k(block: Module, top_k: int) -> Iterator[None]:
+    """Let the router in `block` pick twice its `top_k` experts while the block runs.
+
+    Routers keep the number as an attribute, of the block or of a module in it. Where none is found
+    they go on picking `top_k`.
+    """
+    changed: list[tuple[Any, str]] = []
+    for _, module in block.named_modules():
+        for name in ("top_k", "num_experts_per_tok", "moe_top_k", "k"):
+            if getattr(module, name, None) == top_k:
+                setattr(module, name, 2 * top_k)
+                changed.append((module, name))
+    try:
+        yield
+    finally:
+        for module, name in changed:
+            setattr(module, name, top_k)
 
 
 def replace_module(model: Module, path: str, module: Module) -> None:

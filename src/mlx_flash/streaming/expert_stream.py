@@ -53,7 +53,6 @@ class ExpertStream:
         self.layouts = tuple(layouts)
         self.lock = threading.Lock()
         self.overlap_bytes = read_options.overlap_bytes
-        self.prefetches = bool(read_options.prefetch)
         self._verify = read_options.verify
         self.counters = StreamCounters()
         self.cache = ExpertCache(
@@ -70,7 +69,9 @@ class ExpertStream:
         # CUDA moves managed memory between card and host, also under a disk that writes into it
         straight = not mx.cuda.is_available() or mx.default_device() == mx.Device(mx.cpu)
         self.reader = ExpertReader(files, read_options, disk_c=disk_c, straight=straight)
-        self.prefetcher = Prefetcher(self.counters)
+        self.prefetcher = Prefetcher(
+            self.counters, read_options.predictor, [layout.num_experts for layout in layouts]
+        )
         self.restorer = Restorer()
         self.recorder: Recorder | None = None
         self.layer_streams: weakref.WeakValueDictionary[int, LayerStream] = (

@@ -1,13 +1,15 @@
 """Puts streaming twins into a model: finds its experts in the checkpoint and replaces them."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from ..config import CacheOptions, ReadOptions
@@ -21,12 +23,17 @@ from . import adapter
 from .compute import ResidentStacks, computing
 from .expert_stream import ExpertStream, reads_of
 from .layer_stream import LayerStream
-from .recorder import OnPass, Recorder
+from .prefetch import picks
+from .recorder import OnInput, OnPass, Recorder
 from .slots import SlotPool, dtype_named, type_name
 from .switch import ResidentSwitch, StreamedSwitch
 
 if TYPE_CHECKING:
     from ..kernels.cpu.kernels import CpuKernels
+
+
+Router = Callable[[mx.array], npt.NDArray[np.integer[Any]]]
+"""Returns the experts `[T, K]` that a layer asks for, given `[T, D]`."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,12 @@ def install(
         twins.append(StreamedSwitch(site.switch, layer))
         adapter.replace_module(model, site.path, twins[-1])
     if read_options.prefetch:
-        for twin, following, site in zip(twins, twins[1:], sites[1:], strict=False):
-            block = adapter.routing_block(model, site.path)
-            twin.layer_stream.guess_next = stream.prefetcher.between(block, following)
+        for number, twin in enumerate(twins):
+            following = block = None
+            if number + 1 < len(twins):
+                following = twins[number + 1]
+                block = adapter.routing_block(model, sites[number + 1].path)
+            twin.layer_stream.guess_next = stream.prefetcher.between(number, block, following)
     else:
         stream.prefetcher.why_off = "it is switched off"
     return stream
@@ -197,18 +207,45 @@ def stream_experts(
     return install(model, sites, [capacity] * len(sites), options, reads or ReadOptions())
 
 
-def record_routing(model: Module, stream: ExpertStream, on_pass: OnPass | None) -> None:
+def record_routing(
+    model: Module,
+    stream: ExpertStream,
+    on_pass: OnPass | None,
+    on_input: OnInput = lambda layer, x: None,
+) -> None:
     """Hand each forward pass of a streamed model to `on_pass` from now on; None ends that."""
     if on_pass is None:
         stream.recorder = None
         return
-    recorder = Recorder(len(stream.layouts), on_pass)
+    recorder = Recorder(len(stream.layouts), on_pass, on_input)
     for path, module in model.named_modules():
         if isinstance(module, StreamedSwitch):
             block = adapter.routing_block(model, path)
             if block is not None:
                 recorder.blocks[module.layer_stream.layer] = block
     stream.recorder = recorder
+
+
+def router_of(model: Module, layer: int, wide: bool = False) -> Router | None:
+    """Return a function from a layer's input `[T, D]` to the experts `[T, K]` that it asks for.
+
+    With `wide` it picks twice as many, where that can be had. None where the router is not in one
+    block with its experts.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, StreamedSwitch) and module.layer_stream.layer == layer:
+            block = adapter.routing_block(model, path)
+            return None if block is None else partial(_route, block, module, wide)
+    return None
+
+
+def _route(
+    block: Module, switch: StreamedSwitch, wide: bool, x: mx.array
+) -> npt.NDArray[np.integer[Any]]:
+    top_k = picks(block, switch, x[None, :1]).shape[-1]
+    with adapter.wider_top_k(block, top_k) if wide else contextlib.nullcontext():
+        found = picks(block, switch, x[None])
+    return found.reshape(len(x), -1)
 
 
 def find_stream(model: Module) -> ExpertStream | None:

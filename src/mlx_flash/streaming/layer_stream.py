@@ -17,6 +17,7 @@ from ..errors import ExpertReadError, UnsupportedModelError
 from ..store.reader import ReadBatch
 from .compute import Compute
 from .expert_stream import ExpertStream
+from .prefetch import GuessNext
 from .slots import SlotPool
 
 HELD_RESULT_BYTES = 64 * 1024
@@ -58,7 +59,7 @@ class LayerStream:
         self._running: list[mx.array] = []
         self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
         self._leaving: dict[int, ReadBatch] = {}  # and those that were not asked for
-        self.guess_next: Callable[[mx.array], None] | None = None
+        self.guess_next: GuessNext | None = None
 
     @property
     def layer(self) -> int:
@@ -181,12 +182,12 @@ class LayerStream:
                 del self._leaving[expert]
                 cache.release(layer, expert, resident=arrived)
 
-    def _parts(self, admission: Admission, reads: ExitStack, x: mx.array) -> Iterator[_Part]:
+    def _parts(self, admission: Admission, open_reads: ExitStack, x: mx.array) -> Iterator[_Part]:
         """Yield what can be computed, in turn, while the rest is being read.
 
         Experts without a slot of their own pass through the sweep buffer, one half of which is
         filled while the other is computed: who takes the next part has computed those before.
-        `reads` ends what is still being read when the caller stops early.
+        `open_reads` ends what is still being read when the caller stops early.
         """
         self._finish()
         hits, misses, others = admission.hits, admission.misses, admission.without_slot
@@ -201,27 +202,33 @@ class LayerStream:
             {expert: slot + number % 2 * half for slot, expert in enumerate(group)}
             for number, group in enumerate(_groups(dict.fromkeys(others), half))
         ]
-        parts = [self._start(slots, SLOTS, missing, reads) for slots, missing in own if slots]
+        parts = [
+            self._begin_part(slots, SLOTS, missing, open_reads) for slots, missing in own if slots
+        ]
         parts[1:1] = [_Part({e: slot}, SLOTS, self._ahead[e]) for e, slot in early.items()]
-        ahead = deque(self._start(slots, SWEEP, slots, reads) for slots in swept[:2])
+        ahead = deque(self._begin_part(slots, SWEEP, slots, open_reads) for slots in swept[:2])
         if self.guess_next is not None:
-            self.guess_next(x)
+            self.guess_next(x, [*hits, *admission.misses, *others])
         yield from parts
         for slots in [*swept[2:], None, None]:
             if ahead:
                 yield ahead.popleft()
             if slots is not None:
-                ahead.append(self._start(slots, SWEEP, slots, reads))
+                ahead.append(self._begin_part(slots, SWEEP, slots, open_reads))
 
-    def _start(
-        self, slots: Mapping[int, int], place: int, missing: Mapping[int, int], reads: ExitStack
+    def _begin_part(
+        self,
+        slots: Mapping[int, int],
+        place: int,
+        missing: Mapping[int, int],
+        open_reads: ExitStack,
     ) -> _Part:
         """Return a part of which the experts `missing` (expert -> slot) are being read."""
         if not missing:
             return _Part(slots, place)
 
         def register(batch: ReadBatch) -> None:
-            reads.callback(batch.close)
+            open_reads.callback(batch.close)
 
         self.stream.reader.heat_pause.wait()
         batch = self.stream.start_reading(self.layer, missing, self.places[place], register)
@@ -246,7 +253,7 @@ class LayerStream:
         else:
             assert gathered is not None
             y = gathered.result()
-            _start(y)
+            _start_computing(y)
         self._running = [y]
         if y.nbytes > HELD_RESULT_BYTES:
             self._finish()
@@ -264,7 +271,7 @@ class LayerStream:
         """Start computing `y`, which reads slots; wait for it where they are shared."""
         if y is None:
             return
-        _start(y)
+        _start_computing(y)
         self._running.append(y)
         if place == SWEEP:
             mx.eval(y)
@@ -281,7 +288,7 @@ def _groups(experts: Mapping[int, Any], size: int) -> list[dict[int, Any]]:
     return [dict(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def _start(y: mx.array) -> None:
+def _start_computing(y: mx.array) -> None:
     """Start computing `y`.
 
     Raises:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OnPass = Callable[[npt.NDArray[Any], npt.NDArray[Any]], None]
 """Is handed each forward pass: experts `[T, L, K]`, and weights `[T, L, K]`, NaN if not known."""
 
+OnInput = Callable[[int, mx.array], None]
+"""Is handed what the experts of each layer are given, `[..., D]`, in the order of layers."""
+
 _WEIGHED_TOKENS = 256  # whose weights are asked for at once: it takes K * D numbers a token
 
 
@@ -29,8 +32,11 @@ class Recorder:
     experts. They take a second run of the block without its experts.
     """
 
-    def __init__(self, num_layers: int, on_pass: OnPass) -> None:
+    def __init__(
+        self, num_layers: int, on_pass: OnPass, on_input: OnInput = lambda layer, x: None
+    ) -> None:
         self.blocks: dict[int, Module] = {}
+        self._on_input = on_input
         self._num_layers = num_layers
         self._on_pass = on_pass
         self._experts: list[npt.NDArray[Any]] = []
@@ -51,6 +57,7 @@ class Recorder:
                 "this model does not ask for as many experts of each layer, once per token: its "
                 "routing cannot be recorded."
             )
+        self._on_input(layer, x)
         self._experts.append(experts)
         self._weights.append(self._weights_of(switch, layer, x, experts))
         if layer == self._num_layers - 1:

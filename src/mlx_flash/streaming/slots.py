@@ -26,6 +26,14 @@ DTYPES: dict[str, mx.Dtype] = {
 }
 """The MLX type of each safetensors type that an expert may be stored in."""
 
+ALL_DTYPES = DTYPES | {
+    "BOOL": mx.bool_,
+    "U64": mx.uint64,
+    "I64": mx.int64,
+    "F64": mx.float64,
+    "C64": mx.complex64,
+}
+"""And of each that any other parameter may be stored in."""
 
 SlotMemory = tuple[dict[str, memoryview], dict[str, mx.array]]
 """Each tensor's slots: as bytes, and as the stack that is computed on."""
@@ -189,13 +197,13 @@ def dtype_named(name: str, tensor: str) -> mx.Dtype:
     return DTYPES[name]
 
 
-def type_name(dtype: mx.Dtype) -> str:
-    """Return the safetensors name of an MLX type.
+def type_name(dtype: mx.Dtype, known: Mapping[str, mx.Dtype] = DTYPES) -> str:
+    """Return the safetensors name of an MLX type, of those in `known`.
 
     Raises:
         UnsupportedModelError: no expert may be stored in that type.
     """
-    for name, candidate in DTYPES.items():
+    for name, candidate in known.items():
         if candidate == dtype:
             return name
     raise UnsupportedModelError(f"experts of type {dtype} cannot be streamed.")

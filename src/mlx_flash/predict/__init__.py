@@ -1,0 +1,1 @@
+"""Guesses the experts of a later layer. Decides nothing, reads nothing."""
