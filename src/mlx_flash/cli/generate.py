@@ -119,7 +119,7 @@ def command(
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
-        notes.print(_summary(report), soft_wrap=True)
+        notes.print(_summary(report, profile), soft_wrap=True)
     if report.finish_reason == "interrupted":
         raise typer.Exit(1)
 
@@ -187,7 +187,7 @@ def _show_compiling(status: Status | None, number: int, of: int) -> None:
         status.update(f"preparing CPU kernels, {number} of {of} (compiled once per machine)")
 
 
-def _summary(report: "GenerationReport") -> str:
+def _summary(report: "GenerationReport", profile: str | None) -> str:
     """Return the closing lines for people."""
     lines = [
         f"{report.generation_tokens} tokens at {report.generation_tps:.1f} tokens/s "
@@ -210,10 +210,10 @@ def _summary(report: "GenerationReport") -> str:
             f"{report.capacity_now} per layer in the end"
         )
     if report.restored:
-        lines.append(
-            f"warm start: {report.restored} experts of the last run put back, "
-            f"{gigabytes(report.restored_bytes)}"
-        )
+        came = f"warm start: {report.restored} experts of the last run put back"
+        if profile is not None:
+            came = f"profile {profile}: {report.restored} experts read before the first token"
+        lines.append(f"{came}, {gigabytes(report.restored_bytes)}")
     if report.finish_reason == "interrupted":
         lines.append("interrupted")
     return "\n".join(lines)

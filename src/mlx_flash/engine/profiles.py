@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -87,7 +88,7 @@ def find_profile(
     shipped = resources.files("mlx_flash.assets") / "profiles" / f"{check_name(name)}.json"
     candidates = [] if folder is None else [_path_of(name, model, folder)]
     for path in [*candidates, Path(str(shipped))]:
-        if path.is_file():
+        if os.path.isfile(path):  # False also where we may not look
             profile = _read(path)
             if profile["num_experts"] == list(num_experts):
                 return list(profile["experts"])
