@@ -79,6 +79,8 @@ def test_guessing_goes_on_as_long_as_it_hides_more_than_it_takes(
     list(run_logits(ours.model, random_tokens(1, 100), 12))
     before = ours.stream.counters.guesses
     assert before > 0
+    why = ours.stream.prefetcher.why_idle
+    assert why.startswith("did not pay: ") if hidden == 0.0 else why == ""
     list(run_logits(ours.model, random_tokens(1, 100, seed=3), 12))
     assert (ours.stream.counters.guesses == before) == (hidden == 0.0)
 

@@ -209,7 +209,8 @@ class QuantizeOptions:
     """How to quantize a model; with none of them set it stays as it is.
 
     Raises:
-        OptionError: there is no such mode, or it has no such bits or group size.
+        OptionError: there is no such mode, it has no such bits or group size, or there is a group
+            size alone.
     """
 
     bits: int | None = None
@@ -220,6 +221,10 @@ class QuantizeOptions:
         if self.mode not in (None, *QUANTIZATIONS):
             raise OptionError(
                 f"there is no mode {self.mode!r}: take one of {', '.join(QUANTIZATIONS)}."
+            )
+        if self.group_size is not None and self.mode is None and self.bits is None:
+            raise OptionError(
+                "a group size alone does not say how to quantize: give --bits or --mode, too."
             )
         groups, bits = QUANTIZATIONS[self.mode or "affine"]
         for name, value, allowed in (

@@ -37,13 +37,17 @@ _READ_BYTES = 8 * 10**9  # to measure the disk
 
 @dataclass(frozen=True)
 class PromptRun:
-    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
+    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`.
+
+    `why_no_prefetch` says why nothing was read ahead in the end.
+    """
 
     prompt_tokens: int
     ttft_s: float
     token_s: list[float]
     prefill_bytes: int
     decode: StreamCounters
+    why_no_prefetch: str
 
     @property
     def decode_s(self) -> float:
@@ -100,6 +104,14 @@ class BenchReport:
     peak_rss_bytes: int
     cold: dict[str, float]
     settings: dict[str, Any]
+
+    @property
+    def beats_the_disk(self) -> bool:
+        """Whether the page cache gave experts faster than the disk, which sets the bound."""
+        return not self.settings["direct"] and (
+            self.bound_decode_tps < min(self.decode_tps, self.compute_only_tps)
+            or self.bound_prefill_tps < min(self.prefill_tps, self.compute_only_prefill_tps)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -161,7 +173,7 @@ def _report(
         "experts_per_token": warm.decode.prefetched / len(warm.token_s),
         "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
         "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
-        "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
+        "why_off": warm.why_no_prefetch,
     }
     return BenchReport(
         **_measured(warm),
@@ -231,6 +243,7 @@ def _disk_gbps(stream: ExpertStream) -> float:
 def _settings_found(loaded: LoadedModel) -> dict[str, Any]:
     """Return the settings that were decided while the model was loaded."""
     found: dict[str, Any] = {"capacity": loaded.plan.capacity, "kernels": loaded.kernels.name}
+    found |= {"direct": False, "prefetch": False}
     if loaded.stream is not None:
         layers = loaded.stream.layer_streams.values()
         found["direct"] = loaded.stream.reader.direct
@@ -290,7 +303,9 @@ def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
             token_s.append(now - start)
         start = now
     prefill = after_prompt.since(before)
-    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
+    why = loaded.stream.prefetcher.why_idle if loaded.stream else "nothing is streamed"
+    decode = counters.since(after_prompt)
+    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, decode, why)
 
 
 def read_options_of(

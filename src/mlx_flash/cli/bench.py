@@ -2,12 +2,12 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -20,7 +20,7 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from ..errors import OptionError
+from ..errors import MemoryPlanError, OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
 from .folders import warm_start_folder
@@ -37,6 +37,8 @@ from .options import (
     SplitBy,
     WarmStart,
 )
+from .progress import ByteBar
+from .remarks import remarks
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
@@ -129,6 +131,8 @@ def model(
         )
         if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
+        for line in remarks(loaded, cache_options, reads):
+            notes.print(line, soft_wrap=True)
         settings = {
             "reader": reader,
             "split": split_by is not None,
@@ -164,16 +168,37 @@ def _show(report: "BenchReport") -> None:
         f"{gigabytes(round(report.bytes_per_token))} a token",
     )
     console.print(table)
-    console.print(
+    for line in _closing_lines(report):
+        console.print(line, soft_wrap=True)
+
+
+def _closing_lines(report: "BenchReport") -> Iterator[str]:
+    """Yield what the table does not say."""
+    yield (
         f"decode: half of the tokens within {report.tpot_p50_s * 1e3:.1f} ms, 99% within "
         f"{report.tpot_p99_s * 1e3:.1f} ms, of which {report.stall_s * 1e3:.1f} ms waiting for "
-        f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s\n"
-        f"reading: {report.read_gbps:.2f} GB/s where the disk gives {report.disk_gbps:.2f}; "
-        f"prefetch: {report.prefetch['experts_per_token']:.1f} experts a token, "
-        f"{report.prefetch['precision']:.0%} of them used; "
-        f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s",
-        soft_wrap=True,
+        f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s"
     )
+    if report.settings["capacity"] is not None:
+        through = "" if report.settings["direct"] else " through the page cache"
+        yield (
+            f"reading: {report.read_gbps:.2f} GB/s{through} where the disk gives "
+            f"{report.disk_gbps:.2f}; prefetch: {_prefetched(report)}"
+        )
+    if report.beats_the_disk:
+        yield "more than 100% of the bound: the bound is the disk's, and the page cache is faster"
+    yield f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s"
+
+
+def _prefetched(report: "BenchReport") -> str:
+    """Return what was read ahead, and why no more."""
+    found, why = report.prefetch, report.prefetch["why_off"]
+    if not found["experts_per_token"]:
+        return f"nothing, {why}" if why else "nothing, none was missing and sure enough"
+    used = (
+        f"{found['experts_per_token']:.1f} experts a token, {found['precision']:.0%} of them used"
+    )
+    return f"{used}, then no more: {why}" if why else used
 
 
 @app.command("predictors")
@@ -242,21 +267,29 @@ def inflate(
     from ..bench.inflate import inflate as write
     from ..engine.find import find_model
 
-    wanted = MemoryLimit.parse(expert_bytes).num_bytes
-    if wanted is None:
-        raise OptionError(f"{expert_bytes!r} is no size of an expert: give bytes, such as 2.6MB.")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("writing")
-        found = write(
-            find_model(model),
-            out,
-            wanted,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    Console(stderr=True, highlight=False, markup=False).print(
-        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%"
+    wanted = _expert_bytes(expert_bytes)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with ByteBar(notes) as on_bytes:
+        found = write(find_model(model), out, wanted, on_bytes)
+    notes.print(
+        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%",
+        soft_wrap=True,
     )
+
+
+def _expert_bytes(text: str) -> int:
+    """Return the bytes that a size such as 2.6MB names.
+
+    Raises:
+        OptionError: it is no size of an expert.
+    """
+    try:
+        found = MemoryLimit.parse(text).num_bytes
+    except MemoryPlanError:
+        found = None
+    if found is None:
+        raise OptionError(f"{text!r} is no size of an expert: give bytes, such as 2.6MB.")
+    return found
 
 
 @app.command("kernels")

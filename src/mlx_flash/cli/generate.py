@@ -36,6 +36,7 @@ from .options import (
     Verify,
     WarmStart,
 )
+from .remarks import remarks
 from .status import StatusLine
 
 if TYPE_CHECKING:
@@ -102,12 +103,8 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
-    if loaded.kernels.why:
-        notes.print(loaded.kernels.why)
-    if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
-        notes.print("This machine gives no temperature of the disk that holds the model.")
-    if loaded.plan.why_resident:
-        notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
+    for line in remarks(loaded, cache_options, read_options):
+        notes.print(line, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
@@ -189,8 +186,10 @@ def _show_compiling(status: Status | None, number: int, of: int) -> None:
 
 def _summary(report: "GenerationReport", profile: str | None) -> str:
     """Return the closing lines for people."""
+    plural = "" if report.generation_tokens == 1 else "s"
+    speed = f" at {report.generation_tps:.1f} tokens/s" if report.generation_tokens > 1 else ""
     lines = [
-        f"{report.generation_tokens} tokens at {report.generation_tps:.1f} tokens/s "
+        f"{report.generation_tokens} token{plural}{speed} "
         f"(prompt: {report.prompt_tokens} tokens, first token after {report.ttft_s:.2f} s, "
         f"{report.backend}, {report.kernels} kernels)",
         f"memory: {gigabytes(report.peak_model_bytes)} used of "

@@ -1,4 +1,4 @@
-"""Checks a model in the packed store: reads every record, against its checksum."""
+"""Checks a model in the packed store: reads all of it, against its checksums."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -7,21 +7,24 @@ from pathlib import Path
 from ..errors import FormatError, OptionError
 from ..formats.checkpoint import Checkpoint
 from ..formats.packed import PackedLayer, record_bytes
+from ..formats.shards import is_as_written
 
 
 def check(folder: Path, on_bytes: Callable[[int, int], None]) -> int:
-    """Read every record of a packed model; return how many there are.
+    """Read every record and every other tensor of a packed model; return the number of records.
 
     `on_bytes(done, of)` is called as it reads.
 
     Raises:
-        FormatError: a record is not what was written, or a file is no packed layer.
+        FormatError: a record or a shard is not what was written, or a file is no packed layer.
         OptionError: the model is not packed.
     """
-    layers = Checkpoint.open(folder).packed.values()
+    checkpoint = Checkpoint.open(folder)
+    layers = checkpoint.packed.values()
     if not layers:
         raise OptionError(f"{folder} is not packed: there is nothing to check.")
     total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
+    total += sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     damaged, done = [], 0
     for layer in layers:
         for expert, offset, sound in _records(layer):
@@ -40,7 +43,28 @@ def check(folder: Path, on_bytes: Callable[[int, int], None]) -> int:
             path,
             offset,
         )
+    for shard in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
+        _check_shard(shard)
+        done += sum(t.nbytes for t in checkpoint.tensors.values() if t.path == shard)
+        on_bytes(done, total)
     return num_records
+
+
+def _check_shard(shard: Path) -> None:
+    """Raise FormatError unless tensors that are no experts are what was written."""
+    sound = is_as_written(shard)
+    if sound is None:
+        raise FormatError(
+            f"all records are as they were written, but {shard} was packed without a checksum: run "
+            "mlx-flash pack again, with the same model and options, to add it.",
+            shard,
+        )
+    if not sound:
+        raise FormatError(
+            f"the weights in {shard} are damaged: delete it and run mlx-flash pack again, with the "
+            "same model and options.",
+            shard,
+        )
 
 
 def _records(layer: PackedLayer) -> Iterator[tuple[int, int, bool]]:
