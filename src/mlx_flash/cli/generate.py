@@ -98,6 +98,10 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
+        if trace is not None:
+            from ..engine.trace import recording_to, routing_of
+
+            routing_of(loaded)  # a model without experts is refused before anything is said
     if loaded.kernels.why:
         notes.print(loaded.kernels.why)
     if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
@@ -107,8 +111,6 @@ def command(
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
-            from ..engine.trace import recording_to
-
             stack.enter_context(recording_to(loaded, trace, profile or "generated"))
         status = stack.enter_context(StatusLine(enabled=not as_json))
         report = generate(loaded, tokenizer, tokens, options, status.update)
