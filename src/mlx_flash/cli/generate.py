@@ -103,13 +103,15 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
+        if trace is not None:
+            from ..engine.trace import recording_to, routing_of
+
+            routing_of(loaded)  # a model without experts is refused before anything is said
     for line in remarks(loaded, cache_options, read_options):
         notes.print(line, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
-            from ..engine.trace import recording_to
-
             stack.enter_context(recording_to(loaded, trace, profile or "generated"))
         status = stack.enter_context(StatusLine(enabled=not as_json))
         report = generate(loaded, tokenizer, tokens, options, status.update)

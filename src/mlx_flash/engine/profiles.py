@@ -131,7 +131,8 @@ def get_warmup_experts(
 
 def _path_of(name: str, model: str, folder: Path) -> Path:
     """Return where a profile of a model lies; the model's name never becomes part of a path."""
-    return folder / hashlib.sha256(model.encode()).hexdigest()[:32] / f"{name}.json"
+    digest = hashlib.sha256(model.encode(errors="surrogatepass")).hexdigest()
+    return folder / digest[:32] / f"{name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
