@@ -61,7 +61,7 @@ def _axes(x: str, y: str, title: str) -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)  # a name may hold a $
     axes.grid(alpha=0.3)
     return figure, axes
 

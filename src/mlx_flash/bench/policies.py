@@ -9,7 +9,6 @@ from ..planner.curve import lru_curve
 from ..telemetry.trace import Trace, joined
 
 SHARES = (0.25, 0.5, 0.75)
-ALL_DOMAINS = "one after the other"
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ def compare_policies(
     if not recorded_passes:
         trace = as_decoded(trace)
     experts = max(trace.routing.num_experts)
-    chosen = list(capacities) or [max(1, round(share * experts)) for share in SHARES]
+    chosen = sorted({*capacities} or {max(1, round(share * experts)) for share in SHARES})
     domains = trace.by_domain()
     rows = []
-    for policy in policies:
+    for policy in dict.fromkeys(policies):
         for capacity in chosen:
             rows.append(_row(domains, policy, capacity))
             on_row(rows[-1])

@@ -184,9 +184,8 @@ class Decayed(_ByWorth):
 
     def used(self, expert: int, now: int) -> None:
         """Let the frequency decay until now and add the use."""
-        here = now / self._half_life
-        before = 2.0 ** (self._score.get(expert, _NEVER) - here)
-        self._score[expert] = here + math.log2(before + 1.0)
+        before = self._score.get(expert, _NEVER)
+        self._score[expert] = _log2_of_sum(before, now / self._half_life)
 
     def evicted(self, expert: int) -> None:
         """Keep the frequency."""
@@ -258,8 +257,8 @@ class Forward:
             self._previous, self._current, self._now = self._current, [], now
         self._current.append(expert)
         self._grow(expert + 1)
-        here = now / self._half_life
-        self._score[expert] = here + math.log2(2.0 ** (float(self._score[expert]) - here) + 1.0)
+        before = float(self._score[expert])
+        self._score[expert] = _log2_of_sum(before, now / self._half_life)
 
     def evicted(self, expert: int) -> None:
         """Keep what is known of the expert."""
@@ -321,6 +320,12 @@ class Belady(_ByWorth):
         uses = self._uses.get(expert, ())
         following = bisect.bisect_right(uses, now)
         return (-uses[following] if following < len(uses) else _NEVER, expert)
+
+
+def _log2_of_sum(first: float, second: float) -> float:
+    """Return `log2(2 ** first + 2 ** second)`, however large or far apart they are."""
+    high, low = max(first, second), min(first, second)
+    return high + math.log2(1.0 + 2.0 ** (low - high))
 
 
 _CLASSES = (Forward, Decayed, LRU, LRU2, SLRU, LFU, LFRU, LCP, LeastStale)

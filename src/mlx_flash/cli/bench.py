@@ -11,7 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
+from ..config import (
+    READERS,
+    TASKS,
+    CacheOptions,
+    KernelOptions,
+    MemoryLimit,
+    ReadOptions,
+    check_either,
+)
 from ..errors import MemoryPlanError, OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
@@ -214,7 +222,6 @@ def predictors(
     with notes.status("loading the model") as status:
         from ..bench.predictors import compare_predictors
         from ..engine.load import ModelFiles, load_model
-        from ..engine.profiles import TASKS
         from ..engine.samples import sample_text
         from ..engine.trace import WINDOW_TOKENS, Text, encode_texts, read_text
 

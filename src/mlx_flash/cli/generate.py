@@ -103,13 +103,15 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
+        if trace is not None:
+            from ..engine.trace import recording_to, routing_of
+
+            routing_of(loaded)  # a model without experts is refused before anything is said
     for line in remarks(loaded, cache_options, read_options):
         notes.print(line, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
-            from ..engine.trace import recording_to
-
             stack.enter_context(recording_to(loaded, trace, profile or "generated"))
         status = stack.enter_context(StatusLine(enabled=not as_json))
         report = generate(loaded, tokenizer, tokens, options, status.update)
@@ -209,12 +211,10 @@ def _summary(report: "GenerationReport", profile: str | None) -> str:
             f"{report.capacity_now} per layer in the end"
         )
     if report.restored:
-        size = gigabytes(report.restored_bytes)
-        lines.append(
-            f"warm start: {report.restored} experts of the last run put back, {size}"
-            if profile is None
-            else f"profile {profile}: {report.restored} experts read before the first token, {size}"
-        )
+        came = f"warm start: {report.restored} experts of the last run put back"
+        if profile is not None:
+            came = f"profile {profile}: {report.restored} experts read before the first token"
+        lines.append(f"{came}, {gigabytes(report.restored_bytes)}")
     if report.finish_reason == "interrupted":
         lines.append("interrupted")
     return "\n".join(lines)

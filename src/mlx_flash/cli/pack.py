@@ -49,8 +49,9 @@ def command(
     sizes = QuantizeOptions(bits=bits, group_size=group_size, mode=mode).sizes
     notes = Console(stderr=True, highlight=False, markup=False)
     with ByteBar(notes) as on_bytes:
+        from ..engine.check_pack import check
         from ..engine.find import find_model
-        from ..engine.pack import check, pack
+        from ..engine.pack import pack
         from ..kernels.reference import Quantization
 
         folder = find_model(model)

@@ -1,6 +1,7 @@
 """`mlx-flash plan`: what a model will do on this machine, before it runs."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def command(
     A model that is here computes a few tokens to be measured; one on the Hub is not downloaded.
     """
     ram_bytes = _ram(ram, total_ram)
-    if ssd_gbps is not None and not ssd_gbps > 0:
+    if ssd_gbps is not None and not 0 < ssd_gbps < math.inf:
         raise OptionError(f"{ssd_gbps} GB/s is no rate of a disk: give more than 0.")
     if plot is not None:
         from ..bench.plots import check_can_plot
@@ -108,7 +109,7 @@ def _plan(
     from ..engine.find import find_local
     from ..engine.hub import shape_on_hub
     from ..engine.plan import (
-        check_trace,
+        check_curve,
         default_curve,
         imagined_shape,
         machine_profile,
@@ -123,9 +124,11 @@ def _plan(
     folder = find_local(model) if model_gb is None else None
     if folder is not None:
         return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
-    shape = shape_on_hub(str(model)) if model_gb is None else imagined_shape(model_gb)
-    if trace is not None:
-        check_trace(trace, shape)
+    if model_gb is None:
+        shape = shape_on_hub(str(model))
+        check_curve(curve, shape)
+    else:
+        shape = imagined_shape(model_gb)
     machine = machine_profile()
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps, assumed=())

@@ -26,7 +26,11 @@ def command(
         list[int] | None, typer.Option(min=1, help="Slots per layer. Default: 25, 50 and 75%.")
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=2, help="Tokens of each domain to replay at most, the last ones.")
+        int,
+        typer.Option(
+            min=2,
+            help="Tokens of each domain to replay at most, the last ones; not of recorded passes.",
+        ),
     ] = 4096,
     recorded_passes: Annotated[
         bool,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..config import CacheOptions, KernelOptions, MemoryLimit
+from ..config import TASKS, CacheOptions, KernelOptions, MemoryLimit
 from ..errors import OptionError
 from .folders import profile_folder
 from .options import AsJson, Kernels, Memory, Model
@@ -49,6 +49,11 @@ def command(
     """Record which experts a model asks for, and with what weights, while it reads text."""
     if out is None and profile is None:
         raise OptionError("say where the trace goes: -o FILE, or --profile NAME.")
+    folder = profile_folder()
+    if profile is not None and folder is None:
+        raise OptionError(
+            "a user without a home keeps no profile: set MLX_FLASH_CACHE to a folder."
+        )
     limit = MemoryLimit.parse(memory)
     kernel_options = KernelOptions(kernels=kernels)
     notes = Console(stderr=True, highlight=False, markup=False)
@@ -71,7 +76,7 @@ def command(
         )
     with contextlib.closing(loaded):
         encoded = encode_texts(files.tokenizer, texts, max_tokens)
-        report = _record(loaded, encoded, out, profile, notes)
+        report = _record(loaded, encoded, out, profile, folder, notes)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
         return
@@ -87,7 +92,6 @@ def command(
 
 def _texts(files: list[Path] | None, domain: str | None, profile: str | None) -> "list[Text]":
     """Return the texts to read: the files, or the sample text of a task."""
-    from ..engine.profiles import TASKS
     from ..engine.samples import sample_text
     from ..engine.trace import Text, read_text
 
@@ -103,9 +107,10 @@ def _record(
     texts: list[tuple[str, list[int]]],
     out: Path | None,
     profile: str | None,
+    folder: Path | None,
     notes: Console,
 ) -> dict[str, Any]:
-    """Read the texts; write the trace and the profile; return what is printed as JSON."""
+    """Read the texts; write trace and profile; return what is printed as JSON."""
     from ..engine.profiles import save_profile
     from ..engine.trace import record, routing_of, trace_of_passes
     from ..telemetry.trace import TraceWriter
@@ -128,7 +133,6 @@ def _record(
                 passes.append((domain, experts, weights))
 
         record(loaded, texts, on_pass, lambda tokens: bar.advance(task, tokens))
-    folder = profile_folder()
     if profile is not None and folder is not None:
         save_profile(profile, trace_of_passes(routing, passes), folder)
     return {

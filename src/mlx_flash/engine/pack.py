@@ -29,7 +29,6 @@ from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
 from ..streaming.slots import ALL_DTYPES, type_name
-from .check_pack import check as check
 from .folder_lock import locked
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most

@@ -143,6 +143,7 @@ def plan_local(
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
+        TraceError: the curve is of another model.
     """
     files = ModelFiles.open(folder)
     loaded = load_model(
@@ -153,14 +154,13 @@ def plan_local(
     )
     if loaded.stream is None:
         raise UnsupportedModelError("the model has no experts: there is nothing to plan.")
+    shape = _shape_of(loaded, folder)
     with contextlib.closing(loaded):
+        check_curve(curve, shape)
         speed = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
         machine = _with_disk(machine_profile(measure=False), loaded.stream, folder)
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
-    shape = _shape_of(loaded, folder)
-    if trace is not None:
-        check_trace(trace, shape)
     need = ModelNeed(
         loaded.plan.resident_bytes,
         shape.expert_bytes * shape.num_experts * shape.num_layers,
@@ -180,6 +180,21 @@ def plan_local(
     if not rows:
         plan_memory(need, total)  # says what would fit
     return _report(shape, machine, rows, curve, speed, ())
+
+
+def check_curve(curve: MissCurve, shape: ModelShape) -> None:
+    """Raise TraceError where recorded routing is not of a model of this shape."""
+    if curve.source != BUNDLED_CURVE and not _is_of(curve, shape):
+        raise TraceError(
+            f"the trace is of {curve.source}, which differs from {shape.name} in layers, experts "
+            "or top-k: give a trace of the model itself."
+        )
+
+
+def _is_of(curve: MissCurve, shape: ModelShape) -> bool:
+    """Return whether a curve has the layers, experts and top-k of a shape."""
+    of_curve = (len(curve.hit_rates), curve.num_experts, curve.top_k)
+    return of_curve == (shape.num_layers, shape.num_experts, shape.top_k)
 
 
 def imagined_shape(model_gb: float) -> ModelShape:
@@ -220,22 +235,6 @@ def plan_from_shape(
     rows.append(predict_with(shape, machine, total, most, curve, speed))
     note = "Computing was not measured on this model: it is scaled from the bundled one."
     return _report(shape, machine, rows, curve, speed, (note,))
-
-
-def check_trace(trace: Trace, shape: ModelShape) -> None:
-    """Return when a trace is of a model of that shape.
-
-    Raises:
-        TraceError: it is of another one.
-    """
-    routing = trace.routing
-    traced = len(routing.num_experts), max(routing.num_experts), routing.top_k
-    if traced != (shape.num_layers, shape.num_experts, shape.top_k):
-        raise TraceError(
-            f"the trace is of {routing.model}, with {traced[0]} layers of {traced[1]} experts, "
-            f"{traced[2]} used, and {shape.name} has {shape.num_layers} of {shape.num_experts}, "
-            f"{shape.top_k} used: record one of it with mlx-flash trace."
-        )
 
 
 def _with_memory(machine: MachineProfile, ram_bytes: int | None) -> MachineProfile:
@@ -300,6 +299,8 @@ def _report(
             f"Hit rates are those of {curve.source}, at the same share of experts: record the "
             "model's own with mlx-flash trace, and give --trace."
         )
+    elif curve.source != BUNDLED_CURVE and not _is_of(curve, shape):
+        assumptions.append(f"Hit rates are those of {curve.source}, at the same share of experts.")
     advice = _advice(shape, machine, row, curve, speed)
     return PlanReport(machine, asdict(shape), rows, recommended, why, advice, assumptions)
 

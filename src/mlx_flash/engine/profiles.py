@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -17,9 +18,6 @@ from ..streaming.install import packed_stacks, survey
 from ..telemetry.trace import Trace
 from .find import model_name
 from .load import ModelFiles
-
-TASKS = ("coding", "writing", "math", "chat")
-"""The tasks that the bundled model has profiles for, and that we have sample text of."""
 
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
@@ -90,7 +88,7 @@ def find_profile(
     shipped = resources.files("mlx_flash.assets") / "profiles" / f"{check_name(name)}.json"
     candidates = [] if folder is None else [_path_of(name, model, folder)]
     for path in [*candidates, Path(str(shipped))]:
-        if path.is_file():
+        if os.path.isfile(path):  # False also where we may not look
             profile = _read(path)
             if profile["num_experts"] == list(num_experts):
                 return list(profile["experts"])
@@ -133,7 +131,8 @@ def get_warmup_experts(
 
 def _path_of(name: str, model: str, folder: Path) -> Path:
     """Return where a profile of a model lies; the model's name never becomes part of a path."""
-    return folder / hashlib.sha256(model.encode()).hexdigest()[:32] / f"{name}.json"
+    digest = hashlib.sha256(model.encode(errors="surrogatepass")).hexdigest()
+    return folder / digest[:32] / f"{name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -73,8 +73,18 @@ def routing_of(loaded: LoadedModel) -> Routing:
 def encode_texts(
     tokenizer: TokenizerWrapper, texts: Sequence[Text], max_tokens: int | None
 ) -> list[tuple[str, list[int]]]:
-    """Return each text's domain and tokens, at most `max_tokens` of each."""
-    return [(text.domain, list(tokenizer.encode(text.content))[:max_tokens]) for text in texts]
+    """Return each text's domain and tokens, at most `max_tokens` of each.
+
+    Raises:
+        PromptError: the tokenizer leaves nothing of a text.
+    """
+    encoded = []
+    for text in texts:
+        tokens = list(tokenizer.encode(text.content))[:max_tokens]
+        if not tokens:
+            raise PromptError(f"the text of {text.domain} has no tokens: give other text.")
+        encoded.append((text.domain, tokens))
+    return encoded
 
 
 def record(

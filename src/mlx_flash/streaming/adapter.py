@@ -228,6 +228,18 @@ def read_tokens(model: Any, tokens: Sequence[int], step: int) -> Iterator[int]:
         yield len(part)
 
 
+def follow_tokens(model: Any, tokens: Sequence[int]) -> Iterator[mx.array]:
+    """Run tokens through a model one by one, from an empty cache, as if it had generated them.
+
+    Yields the logits `[V]` after each, evaluated.
+    """
+    cache = make_prompt_cache(model)
+    for token in tokens:
+        logits = model(mx.array([[token]]), cache=cache)[0, -1]
+        mx.eval(logits, [entry.state for entry in cache])
+        yield logits
+
+
 def _recording(model: Any, loaded: dict[str, mx.array], elsewhere: Mapping[str, mx.array]) -> Any:
     """Return the model's `sanitize`, given what is `elsewhere` too, that notes in `loaded` all."""
     sanitize = model.sanitize if hasattr(model, "sanitize") else dict

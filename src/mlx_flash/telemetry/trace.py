@@ -1,16 +1,18 @@
 """Routing traces: which experts a model asked for, token by token, on disk and as arrays.
 
 A trace is a file of blocks behind one line of JSON that says what was traced. A block is a line of
-JSON and compressed bytes, with a checksum: it can be appended to, and when a process dies all
-blocks but the one being written remain.
+JSON and compressed bytes; all of it has checksums. A trace can be appended to, and when a process
+dies or the disk is full all blocks but the one being written remain.
 """
 
+import contextlib
 import json
 import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +25,8 @@ _MAGIC = "mlx-flash-trace"
 _VERSION = 1
 _MAX_LINE_BYTES = 1024 * 1024
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024
-_MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K, _MAX_NAME = 4096, 65536, 1024, 1024
+_MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K, _MAX_NAME = 4096, 65536, 256, 1024
+_MAX_TABLE = 2**20  # layers times experts: of what large models have, some 50 times
 _MAX_EXPERT_BYTES = 2**40
 
 
@@ -141,19 +144,14 @@ class TraceWriter:
         self._path, self._routing = path, routing
         self._pending: list[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]] = []
         try:
-            self._file: BinaryIO = _open_to_append(path)
-            if self._file.seek(0, os.SEEK_END) == 0:
-                header = {
-                    "format": _MAGIC,
-                    "version": _VERSION,
-                    "model": routing.model,
-                    "num_experts": list(routing.num_experts),
-                    "expert_bytes": list(routing.expert_bytes),
-                    "top_k": routing.top_k,
-                }
-                self._file.write(_line_of(header))
-            else:
-                self._check_header()
+            self._file: FileIO = _open_to_append(path)
+            with contextlib.ExitStack() as failed:
+                failed.callback(self._file.close)
+                if self._file.seek(0, os.SEEK_END) == 0:
+                    self._append(_header_of(routing))
+                else:
+                    self._check_header()
+                failed.pop_all()
         except OSError as error:
             raise TraceError(f"cannot write {path}: {error.strerror or error}.") from error
 
@@ -181,32 +179,47 @@ class TraceWriter:
                 domain = self._pending[0][0]
                 passes = [entry for entry in self._pending if entry[0] == domain]
                 others = [entry for entry in self._pending if entry[0] != domain]
-                self._file.write(_block_of(domain, passes))
-                self._file.flush()
+                self._append(_block_of(domain, passes))
                 self._pending = others
         except OSError as error:
             raise TraceError(f"cannot write {self._path}: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write what is left and close the file.
+
+        Raises:
+            TraceError: the disk refuses. What was written before stays sound.
+        """
         try:
-            self.flush()
-        finally:
-            self._file.close()
+            with contextlib.closing(self._file):
+                self.flush()
+        except OSError as error:
+            raise TraceError(f"cannot write {self._path}: {error.strerror or error}.") from error
+
+    def _append(self, content: bytes) -> None:
+        """Write behind what is there: all of it, or nothing."""
+        end, left = self._file.tell(), memoryview(content)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
 
     def _check_header(self) -> None:
         """Look whose trace it is; cut off a block that was not finished."""
-        self._file.seek(0)
-        routing = _read_header(self._file, self._path)
-        if not routing.same_shape(self._routing) or routing.model != self._routing.model:
-            self._file.close()
-            raise TraceError(
-                f"{self._path} is a trace of {routing.model}: give another file for a trace of "
-                f"{self._routing.model}."
-            )
-        end = self._file.tell()
-        for _ in _read_blocks(self._file, routing, self._path):
-            end = self._file.tell()
+        with self._path.open("rb") as file:
+            routing = _read_header(file, self._path)
+            if not routing.same_shape(self._routing) or routing.model != self._routing.model:
+                raise TraceError(
+                    f"{self._path} is a trace of {routing.model}: give another file for a trace of "
+                    f"{self._routing.model}."
+                )
+            end = file.tell()
+            for _ in _read_blocks(file, routing, self._path):
+                end = file.tell()
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -229,13 +242,32 @@ def read_trace(path: str | Path) -> Trace:
     return joined(blocks)
 
 
-def _open_to_append(path: Path) -> BinaryIO:
-    """Open a file to read and write, made when it is not there."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+def _open_to_append(path: Path) -> FileIO:
+    """Open a file to write without a buffer, made when it is not there, its content left alone."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+
+
+def _header_of(routing: Routing) -> bytes:
+    """Return the first line of a trace."""
+    return _line_of(
+        {
+            "format": _MAGIC,
+            "version": _VERSION,
+            "model": routing.model,
+            "num_experts": list(routing.num_experts),
+            "expert_bytes": list(routing.expert_bytes),
+            "top_k": routing.top_k,
+        }
+    )
 
 
 def _line_of(header: dict[str, Any]) -> bytes:
-    return json.dumps(header, separators=(",", ":")).encode() + b"\n"
+    """Return a line of JSON with a checksum of the rest of it."""
+    return _json_of(header | {"line_crc32": zlib.crc32(_json_of(header))}) + b"\n"
+
+
+def _json_of(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
 
 
 def _block_of(
@@ -262,15 +294,17 @@ def _read_header(file: BinaryIO, path: Path) -> Routing:
     Raises:
         TraceError: it is no trace, or of a version that is not known.
     """
-    header = _json_line(file)
-    if not isinstance(header, dict) or header.get("format") != _MAGIC:
+    header = _parsed(file.readline(_MAX_LINE_BYTES))
+    if header.get("format") != _MAGIC:
         raise TraceError(f"{path} is no routing trace: record one with mlx-flash trace.")
     if header.get("version") != _VERSION:
         raise TraceError(f"{path} is a trace of a version that this one does not read.")
     model, top_k = header.get("model"), header.get("top_k")
     experts = _counts(header.get("num_experts"), _MAX_EXPERTS)
     sizes = _counts(header.get("expert_bytes"), _MAX_EXPERT_BYTES)
-    sound = _is_count(top_k, _MAX_TOP_K) and experts and len(sizes) == len(experts)
+    sound = _is_whole(header) and experts and len(sizes) == len(experts)
+    sound = sound and len(experts) * max(experts) <= _MAX_TABLE
+    sound = sound and _is_count(top_k, min(_MAX_TOP_K, *experts))
     if not sound or not isinstance(model, str) or len(model) > _MAX_NAME:
         raise TraceError(f"{path} is damaged: its first line makes no sense.")
     return Routing(model, experts, sizes, int(header["top_k"]))
@@ -284,18 +318,17 @@ def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace
     """
     size = os.fstat(file.fileno()).st_size
     while file.tell() < size:
-        header = _json_line(file)
-        start = file.tell()
-        cut_off = start >= size
-        if isinstance(header, dict) and _is_count(header.get("bytes"), _MAX_BLOCK_BYTES):
-            cut_off = start + header["bytes"] > size
-            block = None if cut_off else _read_block(file, header, routing)
-            if block is not None:
-                yield block
-                continue
-        if cut_off:
-            return
-        raise TraceError(f"{path} is damaged: record it again.")
+        line = file.readline(_MAX_LINE_BYTES)
+        if file.tell() >= size and not line.endswith(b"\n") and line.isascii():
+            return  # cut off within the line
+        header, block = _parsed(line), None
+        if _is_whole(header) and _is_count(header.get("bytes"), _MAX_BLOCK_BYTES):
+            if file.tell() + header["bytes"] > size:
+                return
+            block = _read_block(file, header, routing)
+        if block is None:
+            raise TraceError(f"{path} is damaged: record it again.")
+        yield block
 
 
 def _read_block(file: BinaryIO, header: dict[str, Any], routing: Routing) -> Trace | None:
@@ -324,13 +357,22 @@ def _read_block(file: BinaryIO, header: dict[str, Any], routing: Routing) -> Tra
     return Trace(routing, experts, weights, np.array(steps, np.int64), ((domain, shape[0]),))
 
 
-def _json_line(file: BinaryIO) -> Any:
-    """Return what the next line says, None where it is no JSON or no line."""
-    line = file.readline(_MAX_LINE_BYTES)
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Return what a line of JSON says, nothing where it is none."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else None
+        header = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
-        return None
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _is_whole(header: dict[str, Any]) -> bool:
+    """Return whether a line says what was written."""
+    said = {name: value for name, value in header.items() if name != "line_crc32"}
+    try:
+        return header.get("line_crc32") == zlib.crc32(_json_of(said))
+    except RecursionError:
+        return False
 
 
 def _counts(values: Any, largest: int) -> tuple[int, ...]:
