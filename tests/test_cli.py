@@ -69,6 +69,8 @@ def test_an_answer_is_the_same_streamed_and_resident() -> None:
     resident = answer(*QUESTION, "--memory", "all")
     assert resident["text"].startswith("Recursively copy a directory tree")
     assert (resident["expert_bytes_read"], resident["hit_rate"]) == (0, 1.0)
+    assert resident["prefetch"]["why_off"] == "nothing is streamed"
+    assert resident["capacity_now"] == resident["capacity"] == 48
     for limit in ("35%", "60%"):
         streamed = answer(*QUESTION, "--memory", limit)
         assert streamed["tokens"] == resident["tokens"]
@@ -88,6 +90,35 @@ def test_piped_output_is_the_answer_and_nothing_else() -> None:
     assert "tokens/s" not in result.stdout
     for part in ("tokens/s", "hit rate", "read", "allowed"):
         assert part in result.stderr
+
+
+def test_verifying_a_model_without_checksums_is_said_in_one_line() -> None:
+    result = run(*QUESTION, "--capacity", "8", "--verify")
+    assert result.returncode == 0
+    assert result.stderr.count("no checksums to compare") == 1
+    assert "no checksums" not in run(*QUESTION, "--capacity", "8").stderr
+
+
+def test_more_slots_than_experts_are_said_not_to_be_there() -> None:
+    result = run(*QUESTION, "--capacity", "999", "--json")
+    assert (
+        result.stderr == "The model has 48 experts per layer: there are no more slots than that.\n"
+    )
+    report = json.loads(result.stdout)
+    assert report["capacity_now"] == report["capacity"] == 48
+    assert "no more slots" not in run(*QUESTION, "--capacity", "48").stderr
+
+
+def test_one_token_has_no_speed() -> None:
+    notes = run("generate", "-p", "import os", "-n", "1").stderr
+    assert "\n1 token (prompt: " in notes
+    assert "tokens/s" not in notes
+
+
+def test_experts_of_a_profile_are_not_called_those_of_the_last_run() -> None:
+    notes = run(*QUESTION, "--capacity", "8", "--profile", "coding").stderr
+    assert "profile coding: 80 experts read before the first token, " in notes
+    assert "warm start" not in notes
 
 
 def test_a_terminal_shows_a_status_line() -> None:

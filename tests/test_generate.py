@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from comparing import streamed
+from comparing import random_tokens, run_logits, streamed
 
+from mlx_flash.config import ReadOptions
 from mlx_flash.engine import generate as module
 from mlx_flash.engine.generate import GenerateOptions, GenerationReport, Progress, generate
 
@@ -53,6 +54,24 @@ def test_the_first_token_counts_as_the_prompts(
     assert report.generation_tps == 3 / 2.0
     assert shown == [0.0, 2.0, 2.0, 1.5]
     assert (report.prompt_tps, report.generation_tokens) == (7.0, 4)
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_what_was_read_ahead_is_reported_or_why_nothing_was(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, prefetch: bool
+) -> None:
+    loaded = streamed(checkpoint, 2, reads=ReadOptions(prefetch=prefetch))
+
+    def tokens(*arguments: Any, **options: Any) -> Iterator[Any]:
+        list(run_logits(loaded.model, random_tokens(1, 100), 40))
+        yield SimpleNamespace(text="x", token=1, prompt_tps=7.0, finish_reason="length")
+
+    monkeypatch.setattr(module, "stream_generate", tokens)
+    found = generate(loaded, None, [1], GenerateOptions()).prefetch  # type: ignore[arg-type]
+    assert (int(found["experts"]) > 0) == prefetch
+    assert 0 <= int(found["late"]) <= int(found["used"]) <= int(found["experts"])
+    if not prefetch:
+        assert found["why_off"] == "it is switched off"
 
 
 @pytest.mark.parametrize("after_s", [[], [2.0]])

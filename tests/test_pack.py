@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from mlx_flash.cli.main import app
 from mlx_flash.config import CacheOptions, MemoryLimit, QuantizeOptions, ReadOptions
 from mlx_flash.engine import pack as pack_module
-from mlx_flash.engine.pack import check, pack
+from mlx_flash.engine.check_pack import check
+from mlx_flash.engine.pack import pack
 from mlx_flash.errors import (
     ExpertReadError,
     FormatError,
@@ -204,6 +205,27 @@ def test_a_killed_pack_is_refused_and_then_finished(copy: Path, tmp_path: Path) 
     assert differing(run_logits(ours.model, PROMPT, 6), logits_of(copy)) == []
 
 
+def test_a_pack_that_was_killed_before_it_began_is_begun_again(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed"
+    target.mkdir()
+    (target / "pack.json.partial").write_text('{"sour')
+    assert pack(copy, target, None, ignore)
+    assert check(target, ignore) == 16
+    assert not list(target.glob("*.partial"))
+
+
+def test_a_folder_that_another_process_packs_into_is_refused(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed"
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(OptionError, match=f"another process is writing {target}"):
+            pack(copy, target, None, ignore)
+
+    assert pack(copy, target, None, meanwhile)
+    assert not pack(copy, target, None, meanwhile)
+    assert check(target, ignore) == 16
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,11 +289,39 @@ def test_a_damaged_record_is_found_named_and_written_again(copy: Path) -> None:
     assert check(folder, ignore) == 16
 
 
+def test_damage_outside_of_the_experts_is_found_too(copy: Path) -> None:
+    folder = packed(copy)
+    shard = folder / "model-00001-of-00001.safetensors"
+    read: list[tuple[int, int]] = []
+    assert check(folder, lambda *done: read.append(done)) == 16
+    assert read[-1][0] == read[-1][1]
+    for offset in (read_header(shard).tensors["lm_head.weight"].offset, shard.stat().st_size - 1):
+        flip_a_byte(shard, offset)
+        with pytest.raises(FormatError, match=rf"{shard} are damaged: delete it and run .* pack"):
+            check(folder, ignore)
+        flip_a_byte(shard, offset)
+    assert check(folder, ignore) == 16
+
+
+def test_a_pack_without_checksums_of_its_shards_gets_them(copy: Path) -> None:
+    folder = packed(copy)
+    shard = folder / "model-00001-of-00001.safetensors"
+    mx.save_safetensors(str(shard), mx.load(str(shard)), {"format": "mlx"})
+    record = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps({**record, "files": [*record["files"]]}))
+    with pytest.raises(FormatError, match=r"without a checksum: run mlx-flash pack again"):
+        check(folder, ignore)
+    assert pack(copy, folder, None, ignore)
+    assert check(folder, ignore) == 16
+
+
 def test_a_folder_of_something_else_is_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(OptionError, match="not empty"):
         pack(copy, tmp_path / "full", None, ignore)
+    with pytest.raises(OptionError, match=r"thesis\.txt is a file: give a folder"):
+        pack(copy, tmp_path / "full" / "thesis.txt", None, ignore)
     folder = packed(copy)
     with pytest.raises(OptionError, match="is packed already"):
         pack(folder, tmp_path / "again", None, ignore)
@@ -330,11 +380,48 @@ def test_two_files_of_one_layer_are_refused(copy: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_a_truncated_file_is_refused(copy: Path) -> None:
+@pytest.mark.parametrize("name", ["experts-00001.safetensors", "model-00001-of-00001.safetensors"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_file_of_another_size_is_refused_and_written_again(
+    copy: Path, name: str, by: int
+) -> None:
+    path = packed(copy) / name
+    whole = path.read_bytes()
+    os.truncate(path, len(whole) + by)
+    with pytest.raises(
+        FormatError, match=r"truncated or changed.* delete it and run .* pack again"
+    ):
+        Checkpoint.open(path.parent)
+    assert pack(copy, path.parent, None, ignore)
+    assert path.read_bytes() == whole
+
+
+def test_a_truncated_file_of_an_older_pack_is_refused(copy: Path) -> None:
     path = packed(copy) / "experts-00001.safetensors"
+    record = path.parent / "pack.json"
+    old = json.loads(record.read_text())
+    record.write_text(json.dumps({**old, "files": [*old["files"]]}))
+    check(path.parent, ignore)
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(FormatError, match="truncated"):
         Checkpoint.open(path.parent)
+    path.unlink()
+    with pytest.raises(FormatError, match="without its file"):
+        Checkpoint.open(path.parent)
+    assert pack(copy, path.parent, None, ignore)
+    check(path.parent, ignore)
+
+
+def test_a_complete_pack_is_left_as_it_is_and_said_to_be(copy: Path) -> None:
+    folder = packed(copy)
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    moved: list[tuple[int, int]] = []
+    assert not pack(copy, folder, None, lambda *done: moved.append(done))
+    assert moved == []
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    result = CliRunner().invoke(app, ["pack", str(copy), str(folder)], catch_exceptions=False)
+    assert result.stderr.startswith("already packed: ")
+    assert "/s" not in result.stderr.replace(str(folder), "")
 
 
 @pytest.mark.parametrize(
@@ -343,11 +430,27 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
         ({"bits": 7}, "no bits 7: take 2 or 3 or 4"),
         ({"mode": "mxfp4", "group_size": 64}, "no group size 64: take 32"),
         ({"mode": "int4"}, "no mode 'int4'"),
+        ({"group_size": 32}, "a group size alone .* give --bits or --mode"),
     ],
 )
 def test_quantizations_that_do_not_exist_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         QuantizeOptions(**options)
+
+
+def test_options_are_refused_by_the_names_that_were_given(copy: Path, tmp_path: Path) -> None:
+    folder = packed(copy)
+    for options, message in (
+        (["--bits", "4"], r"leave --bits out"),
+        (["--mode", "mxfp4", "--group-size", "32"], r"leave --group-size and --mode out"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            CliRunner().invoke(
+                app, ["pack", str(folder), "--check", *options], catch_exceptions=False
+            )
+    with pytest.raises(OptionError, match="quantized already") as caught:
+        pack(copy, tmp_path / "new", Quantization(32, 4, "mxfp4"), ignore)
+    assert "--" not in str(caught.value)
 
 
 def test_the_command_packs_checks_and_says_so(copy: Path, tmp_path: Path) -> None:

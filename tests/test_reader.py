@@ -1,8 +1,11 @@
 """Reading: bytes arrive where they should, failures are retried, reported and leave no writer."""
 
+import contextlib
+import errno
 import fcntl
 import mmap
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -107,6 +110,18 @@ def test_direct_reads_leave_memory_to_the_processor_that_may_be_moved(file: Path
     reader = ExpertReader(files, ReadOptions(), preadv, straight=False)
     assert do_reads(reader, [Read(ExpertKey(0, 0), file, 4096, views)]) == 12_288
     assert b"".join(views) == CONTENT[4096 : 4096 + 12_288]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="F_NOCACHE works on every file")
+def test_reads_that_the_file_system_refuses_to_do_directly_are_not_called_direct(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    with contextlib.closing(CheckpointFiles({file: stamp_of(file)}, direct=True)) as files:
+        assert not ExpertReader(files, ReadOptions(direct=True)).direct
 
 
 def test_a_direct_read_that_stops_early_goes_on(file: Path) -> None:

@@ -223,6 +223,7 @@ def test_a_guard_goes_back_to_a_layer_that_could_not_grow(checkpoint: Path) -> N
     guard, _ = guarded(ours)
     stream.resize(2)
     assert len(stream.cache.reserve(0, [7])) == 1
+    stream.resize(4)
     guard.look()
     assert stream.cache.capacities == [2, 4]
     stream.cache.release(0, 7, resident=False)
@@ -247,7 +248,6 @@ def test_a_guard_reports_a_failure_once_and_goes_on(
 
     monkeypatch.setattr(time, "sleep", look_again)
     monkeypatch.setattr(stream, "resize", lambda capacity: 1 / 0)
-    guard._complete = False
     guard._watch()
     assert [record.message for record in caplog.records] == [
         "cannot look after the memory: division by zero"

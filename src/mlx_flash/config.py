@@ -29,6 +29,9 @@ PREDICTOR_NAMES = ("votes", "router", "co-occurrence", "previous")
 READERS = ("auto", "buffered", "direct")
 """How experts may be read."""
 
+TASKS = ("coding", "writing", "math", "chat")
+"""The tasks that the bundled model has profiles for, and that we have sample text of."""
+
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}B": factor for unit, factor in _UNITS.items() if unit not in ("", "B")}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
@@ -206,7 +209,8 @@ class QuantizeOptions:
     """How to quantize a model; with none of them set it stays as it is.
 
     Raises:
-        OptionError: there is no such mode, or it has no such bits or group size.
+        OptionError: there is no such mode, it has no such bits or group size, or there is a group
+            size alone.
     """
 
     bits: int | None = None
@@ -217,6 +221,10 @@ class QuantizeOptions:
         if self.mode not in (None, *QUANTIZATIONS):
             raise OptionError(
                 f"there is no mode {self.mode!r}: take one of {', '.join(QUANTIZATIONS)}."
+            )
+        if self.group_size is not None and self.mode is None and self.bits is None:
+            raise OptionError(
+                "a group size alone does not say how to quantize: give --bits or --mode, too."
             )
         groups, bits = QUANTIZATIONS[self.mode or "affine"]
         for name, value, allowed in (
@@ -297,3 +305,36 @@ class BrowseOptions:
         if text is not None and limit.num_bytes is None:
             raise OptionError(f"{text!r} is no memory to plan for: give an amount, such as 48GB.")
         return limit.num_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupOptions:
+    """What is read while the cache warms up: text of a task, of a second one, of the first again.
+
+    `num_tokens` of each.
+
+    Raises:
+        OptionError: there is no sample text of a task, both are the same, or too few tokens.
+    """
+
+    first: str = "math"
+    second: str = "coding"
+    num_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        for task in (self.first, self.second):
+            if task not in TASKS:
+                raise OptionError(
+                    f"there is no sample text of {task!r}: take one of {', '.join(TASKS)}."
+                )
+        if self.first == self.second:
+            raise OptionError(f"from {self.first} to {self.second} nothing changes: take two.")
+        if self.num_tokens < 32:
+            raise OptionError(
+                f"{self.num_tokens} tokens of each domain show no steady state: give 32 or more."
+            )
+
+    @property
+    def domains(self) -> tuple[str, str, str]:
+        """The task of each of the three phases."""
+        return self.first, self.second, self.first

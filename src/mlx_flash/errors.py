@@ -68,7 +68,7 @@ class PromptError(MLXFlashError):
 
 
 class PackError(MLXFlashError):
-    """Raised when a packed model cannot be written. What was complete stays, to go on from."""
+    """Raised when the disk has no room for a model that is to be written, or refuses."""
 
 
 class TraceError(MLXFlashError):

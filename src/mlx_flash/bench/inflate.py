@@ -1,5 +1,7 @@
 """Makes a model of real size with real routing: the same experts, padded with zeros."""
 
+import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -10,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OptionError, UnsupportedModelError
+from ..errors import OptionError, PackError, UnsupportedModelError
 from ..formats.checkpoint import Checkpoint
 from ..formats.layout import ExpertLayout
 from ..formats.safetensors import DTYPE_BYTES, NewTensor, TensorEntry, header_of
+from ..planner.memory import gigabytes
 from ..streaming import adapter
 from ..streaming.install import survey
 
@@ -61,15 +64,22 @@ def inflate(
     The experts' inner width grows; what is new is zero, so that the model routes and answers as
     before, and reads and computes as one whose experts are that large. Needs memory for one expert
     and never more. `on_bytes(done, of)` is called as it writes. Returns the bytes of one expert.
+    Whatever ends it early leaves nothing behind.
 
     Raises:
-        OptionError: `expert_bytes` is less than an expert has, or `target` is not empty.
+        OptionError: `expert_bytes` is less than an expert has, `target` is not empty or a file, or
+            `source` is packed.
+        PackError: the disk has no room, or cannot be written.
         UnsupportedModelError: the config does not name the experts' width.
     """
     checkpoint = Checkpoint.open(source)
+    if checkpoint.packed:
+        raise OptionError(f"{source} is packed: give the model that it was made of.")
     old = checkpoint.config.get(_WIDTH)
     if type(old) is not int:
         raise UnsupportedModelError(f"the config of {source} has no {_WIDTH}: cannot inflate it.")
+    if target.exists() and not target.is_dir():
+        raise OptionError(f"{target} is a file: give a folder.")
     if target.exists() and any(target.iterdir()):
         raise OptionError(f"{target} is not empty: give a new folder.")
     sites = survey(adapter.load_lazily(source).model, checkpoint)
@@ -84,14 +94,49 @@ def inflate(
     widened = [
         _Widened(entry, axes.get(name), old, new) for name, entry in checkpoint.tensors.items()
     ]
-    target.mkdir(parents=True, exist_ok=True)
-    _write_shards(target, widened, on_bytes)
-    for file in source.iterdir():
-        if file.is_file() and not file.name.startswith("model"):
-            shutil.copyfile(file, target / file.name)
-    config = {**checkpoint.config, _WIDTH: new}
-    (target / "config.json").write_text(json.dumps(config, indent=4))
+    with _all_or_nothing(target):
+        _check_room(target, sum(item.tensor.nbytes for item in widened))
+        _write_shards(target, widened, on_bytes)
+        for file in source.iterdir():
+            if file.is_file() and not file.name.startswith("model"):
+                shutil.copyfile(file, target / file.name)
+        config = {**checkpoint.config, _WIDTH: new}
+        (target / "config.json").write_text(json.dumps(config, indent=4))
     return sites[0].layout.expert_bytes * new // old
+
+
+@contextlib.contextmanager
+def _all_or_nothing(target: Path) -> Iterator[None]:
+    """Make a folder to write; empty it again, or remove it where it is new, unless all went well.
+
+    Raises:
+        PackError: the disk refuses.
+    """
+    is_new = not target.exists()
+    try:
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            for file in target.iterdir() if target.is_dir() else []:
+                file.unlink()
+            if is_new and target.is_dir():
+                target.rmdir()
+            raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = ": make room, or ask for smaller experts" if full else ""
+        raise PackError(f"cannot write {target}: {error.strerror or error}{advice}.") from error
+
+
+def _check_room(target: Path, nbytes: int) -> None:
+    """Raise PackError when the disk has no room for so many bytes."""
+    free = shutil.disk_usage(target).free
+    if free < nbytes:
+        raise PackError(
+            f"the model would take {gigabytes(nbytes)} and the disk of {target} has "
+            f"{gigabytes(free)} free: ask for smaller experts, or give a folder elsewhere."
+        )
 
 
 def _new_width(layout: ExpertLayout, old: int, expert_bytes: int) -> int:

@@ -22,6 +22,7 @@ from ..errors import OptionError
 from ..formats.layout import ExpertLayout
 from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
+from ..streaming.expert_stream import ExpertStream
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -36,13 +37,17 @@ _READ_BYTES = 8 * 10**9  # to measure the disk
 
 @dataclass(frozen=True)
 class PromptRun:
-    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`."""
+    """One prompt and what followed; the counters are of the decode, but `prefill_bytes`.
+
+    `why_no_prefetch` says why nothing was read ahead in the end.
+    """
 
     prompt_tokens: int
     ttft_s: float
     token_s: list[float]
     prefill_bytes: int
     decode: StreamCounters
+    why_no_prefetch: str
 
     @property
     def decode_s(self) -> float:
@@ -100,6 +105,14 @@ class BenchReport:
     cold: dict[str, float]
     settings: dict[str, Any]
 
+    @property
+    def beats_the_disk(self) -> bool:
+        """Whether the page cache gave experts faster than the disk, which sets the bound."""
+        return not self.settings["direct"] and (
+            self.bound_decode_tps < min(self.decode_tps, self.compute_only_tps)
+            or self.bound_prefill_tps < min(self.prefill_tps, self.compute_only_prefill_tps)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
         return asdict(self)
@@ -112,14 +125,17 @@ def measure_model(
     decode_tokens: int,
     settings: dict[str, Any],
     on_step: Callable[[str], None] = lambda step: None,
+    text: str | None = None,
 ) -> BenchReport:
     """Measure a loaded model: cold, warm, computing alone, and its disk.
 
-    The prompts are Python's own source code; text is drawn with a fixed seed. `on_step(name)` is
-    called before each part.
+    The prompts are Python's own source code, and what follows is drawn with a fixed seed. Given a
+    `text`, the cold prompt is its beginning, the warm one a later part, and what follows them there
+    is decoded. `on_step(name)` is called before each part.
 
     Raises:
-        OptionError: the prompt and what follows do not fit the model's context.
+        OptionError: the prompt and what follows do not fit the model's context, or the text is
+            too short.
     """
     room = loaded.checkpoint.context_tokens
     if room is not None and prompt_tokens + max(decode_tokens, COLD_TOKENS) > room:
@@ -127,7 +143,7 @@ def measure_model(
             f"{prompt_tokens} prompt tokens and {decode_tokens} more do not fit the model's "
             f"context of {room}: ask for less."
         )
-    first, second = _prompts(tokenizer, prompt_tokens)
+    first, second = _parts(tokenizer, prompt_tokens, decode_tokens, text)
     mx.random.seed(0)
     dropped = drop_page_cache({path for layout in loaded.layouts for path in layout.files})
     on_step(f"cold: page cache{'' if dropped else ' not'} dropped, no expert resident")
@@ -138,11 +154,8 @@ def measure_model(
     with everything_resident(loaded.stream):
         compute = _run(loaded, second, min(decode_tokens, _COMPUTE_TOKENS))
     on_step("reading alone")
+    disk_gbps = _disk_gbps(loaded.stream) if loaded.stream else 0.0
     settings = {**settings, **_settings_found(loaded), "page_cache_dropped": dropped}
-    if loaded.stream and isinstance(loaded.stream.reader.preadv, MmapPreadv):
-        loaded.stream.reader.preadv.close()
-        loaded.stream.reader.preadv = os.preadv
-    disk_gbps = reading_alone(loaded.stream, _READ_BYTES).gbps if loaded.stream else 0.0
     return _report(loaded, cold, warm, compute, disk_gbps, settings)
 
 
@@ -154,43 +167,21 @@ def _report(
     disk_gbps: float,
     settings: dict[str, Any],
 ) -> BenchReport:
-    rate = disk_gbps * 1e9 or float("inf")
-    missed = (warm.decode.asks - warm.decode.hits) / len(warm.token_s)
-    missed_bytes = missed * _mean_expert_bytes(loaded.layouts)
-    bound_token_s = max(compute.decode_s, missed_bytes / rate)
-    bound_prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
-    stall_s = warm.decode.stall_s / len(warm.token_s)
-    ordered = sorted(warm.token_s)
-    busy_s = warm.decode.busy_s
+    """Return what was measured, beside what it could have been."""
+    prefetch: dict[str, float | str] = {
+        "precision": warm.decode.prefetch_precision,
+        "experts_per_token": warm.decode.prefetched / len(warm.token_s),
+        "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
+        "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
+        "why_off": warm.why_no_prefetch,
+    }
     return BenchReport(
-        prompt_tokens=warm.prompt_tokens,
-        decode_tokens=len(warm.token_s),
-        ttft_s=warm.ttft_s,
-        prefill_tps=warm.prefill_tps,
-        decode_tps=1 / warm.decode_s,
-        tpot_p50_s=statistics.median(ordered),
-        tpot_p99_s=ordered[len(ordered) * 99 // 100],
-        hit_rate=warm.decode.hit_rate,
-        bytes_per_token=warm.bytes_per_token,
-        missed_bytes_per_token=missed_bytes,
-        prefill_bytes=warm.prefill_bytes,
-        stall_s=stall_s,
-        compute_s=warm.decode_s - stall_s,
+        **_measured(warm),
+        **_bounds(warm, compute, disk_gbps, _mean_expert_bytes(loaded.layouts)),
         compute_only_tps=1 / compute.decode_s,
         compute_only_prefill_tps=compute.prefill_tps,
-        prefetch={
-            "precision": warm.decode.prefetch_precision,
-            "experts_per_token": warm.decode.prefetched / len(warm.token_s),
-            "late": warm.decode.prefetch_late / max(1, warm.decode.prefetch_hits),
-            "seconds_per_token": warm.decode.prefetch_s / len(warm.token_s),
-            "why_off": loaded.stream.prefetcher.why_off if loaded.stream else "",
-        },
-        read_gbps=warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+        prefetch=prefetch,
         disk_gbps=disk_gbps,
-        bound_decode_tps=1 / bound_token_s,
-        bound_decode_fraction=bound_token_s / warm.decode_s,
-        bound_prefill_tps=warm.prompt_tokens / bound_prefill_s,
-        bound_prefill_fraction=bound_prefill_s / warm.ttft_s,
         memory_limit_bytes=loaded.plan.limit_bytes,
         peak_rss_bytes=machine.peak_rss_bytes(),
         cold={
@@ -203,9 +194,56 @@ def _report(
     )
 
 
+def _measured(warm: PromptRun) -> dict[str, Any]:
+    """Return the fields of a report that say what the warm run did."""
+    ordered, busy_s = sorted(warm.token_s), warm.decode.busy_s
+    stall_s = warm.decode.stall_s / len(warm.token_s)
+    return {
+        "prompt_tokens": warm.prompt_tokens,
+        "decode_tokens": len(warm.token_s),
+        "ttft_s": warm.ttft_s,
+        "prefill_tps": warm.prefill_tps,
+        "decode_tps": 1 / warm.decode_s,
+        "tpot_p50_s": statistics.median(ordered),
+        "tpot_p99_s": ordered[len(ordered) * 99 // 100],
+        "hit_rate": warm.decode.hit_rate,
+        "bytes_per_token": warm.bytes_per_token,
+        "prefill_bytes": warm.prefill_bytes,
+        "stall_s": stall_s,
+        "compute_s": warm.decode_s - stall_s,
+        "read_gbps": warm.decode.bytes_read / busy_s / 1e9 if busy_s else 0.0,
+    }
+
+
+def _bounds(
+    warm: PromptRun, compute: PromptRun, disk_gbps: float, expert_bytes: float
+) -> dict[str, Any]:
+    """Return the fields that say what computing and the disk allow, and how near the run came."""
+    rate = disk_gbps * 1e9 or float("inf")
+    missed_bytes = (warm.decode.asks - warm.decode.hits) / len(warm.token_s) * expert_bytes
+    token_s = max(compute.decode_s, missed_bytes / rate)
+    prefill_s = max(compute.ttft_s, warm.prefill_bytes / rate)
+    return {
+        "missed_bytes_per_token": missed_bytes,
+        "bound_decode_tps": 1 / token_s,
+        "bound_decode_fraction": token_s / warm.decode_s,
+        "bound_prefill_tps": warm.prompt_tokens / prefill_s,
+        "bound_prefill_fraction": prefill_s / warm.ttft_s,
+    }
+
+
+def _disk_gbps(stream: ExpertStream) -> float:
+    """Return the rate at which experts are read, from now on as anywhere else."""
+    if isinstance(stream.reader.preadv, MmapPreadv):
+        stream.reader.preadv.close()
+        stream.reader.preadv = os.preadv
+    return reading_alone(stream, _READ_BYTES).gbps
+
+
 def _settings_found(loaded: LoadedModel) -> dict[str, Any]:
     """Return the settings that were decided while the model was loaded."""
     found: dict[str, Any] = {"capacity": loaded.plan.capacity, "kernels": loaded.kernels.name}
+    found |= {"direct": False, "prefetch": False}
     if loaded.stream is not None:
         layers = loaded.stream.layer_streams.values()
         found["direct"] = loaded.stream.reader.direct
@@ -218,23 +256,45 @@ def _mean_expert_bytes(layouts: Sequence[ExpertLayout]) -> float:
     return statistics.fmean(layout.expert_bytes for layout in layouts) if layouts else 0.0
 
 
-def _prompts(tokenizer: TokenizerWrapper, num_tokens: int) -> tuple[list[int], list[int]]:
-    """Return two prompts of real text that share nothing."""
-    texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
-    tokens = list(tokenizer.encode("\n\n".join(texts)))
-    if len(tokens) < 2 * num_tokens:
-        raise OptionError(f"there are no prompts of {num_tokens} tokens: ask for less.")
-    return tokens[:num_tokens], tokens[-num_tokens:]
+@dataclass(frozen=True)
+class _Part:
+    """A prompt, and what is decoded after it; None draws tokens."""
+
+    prompt: list[int]
+    following: list[int] | None = None
 
 
-def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptRun:
+def _parts(
+    tokenizer: TokenizerWrapper, prompt_tokens: int, decode_tokens: int, text: str | None
+) -> tuple[_Part, _Part]:
+    """Return two parts of real text that share nothing."""
+    if text is None:
+        texts = [inspect.getsource(module) for module in (shutil, textwrap, statistics, random)]
+        tokens = list(tokenizer.encode("\n\n".join(texts)))
+        if len(tokens) < 2 * prompt_tokens:
+            raise OptionError(f"there are no prompts of {prompt_tokens} tokens: ask for less.")
+        return _Part(tokens[:prompt_tokens]), _Part(tokens[-prompt_tokens:])
+    tokens = list(tokenizer.encode(text))
+    cold, warm = prompt_tokens + 1 + COLD_TOKENS, prompt_tokens + 1 + decode_tokens
+    if len(tokens) < cold + warm:
+        raise OptionError(
+            f"the text has {len(tokens)} tokens and {cold + warm} are needed: give more text, or "
+            "ask for less."
+        )
+    ends = tokens[:cold], tokens[-warm:]
+    first, second = (_Part(part[:prompt_tokens], part[prompt_tokens:]) for part in ends)
+    return first, second
+
+
+def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
     """Compute a prompt and decode `num_tokens` after the first token."""
+    prompt = part.prompt
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
     before = after_prompt = counters.snapshot()
     token_s: list[float] = []
     start, ttft_s = time.perf_counter(), 0.0
     for _ in adapter.tokens_after(
-        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step
+        loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step, part.following
     ):
         now = time.perf_counter()
         if not ttft_s:
@@ -243,10 +303,17 @@ def _run(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) -> PromptR
             token_s.append(now - start)
         start = now
     prefill = after_prompt.since(before)
-    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, counters.since(after_prompt))
+    why = loaded.stream.prefetcher.why_idle if loaded.stream else "nothing is streamed"
+    decode = counters.since(after_prompt)
+    return PromptRun(len(prompt), ttft_s, token_s, prefill.bytes_read, decode, why)
 
 
-def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOptions:
+def read_options_of(
+    reader: str,
+    overlap: bool,
+    prefetch: bool | None,
+    predictor: str = ReadOptions.predictor,
+) -> ReadOptions:
     """Return the options of a run whose experts are read by one of READERS, or by MMAP.
 
     Raises:
@@ -254,7 +321,9 @@ def read_options_of(reader: str, overlap: bool, prefetch: bool | None) -> ReadOp
     """
     direct = False if reader == MMAP else ReadOptions.direct_by(reader)
     overlap_bytes = ReadOptions.overlap_bytes if overlap else 2**62
-    return ReadOptions(direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch)
+    return ReadOptions(
+        direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch, predictor=predictor
+    )
 
 
 class MmapPreadv:

@@ -2,17 +2,25 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
-from ..errors import OptionError
+from ..config import (
+    READERS,
+    TASKS,
+    CacheOptions,
+    KernelOptions,
+    MemoryLimit,
+    ReadOptions,
+    check_either,
+)
+from ..errors import MemoryPlanError, OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
 from .folders import warm_start_folder
@@ -24,13 +32,18 @@ from .options import (
     Memory,
     Model,
     Policy,
+    Predictor,
     Prefetch,
+    SplitBy,
     WarmStart,
 )
+from .progress import ByteBar
+from .remarks import remarks
 
 if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
     from ..bench.model import BenchReport
+    from ..bench.predictors import PredictorRow
 
 
 class _ModelUnlessNamed(TyperGroup):
@@ -61,12 +74,14 @@ def model(
     memory: Memory = None,
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
+    split_by: SplitBy = None,
     kernels: Kernels = None,
     reader: Annotated[
         str, typer.Option(help=f"How experts are read: {', '.join(READERS)}, or mmap to compare.")
     ] = READERS[0],
     overlap: Annotated[bool, typer.Option(help="Compute while experts are read.")] = True,
     prefetch: Prefetch = ReadOptions.prefetch,
+    predictor: Predictor = ReadOptions.predictor,
     warm_start: WarmStart = False,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 512,
     prefill_step: Annotated[
@@ -74,6 +89,10 @@ def model(
         typer.Option(min=1, help="Prompt tokens to compute at once. Default: as memory allows."),
     ] = None,
     max_tokens: MaxTokens = 500,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text to read, prompts and what follows. Default: Python code."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: speed, hit rate, bytes, and how near that is to what the machine allows."""
@@ -94,9 +113,12 @@ def model(
         )
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
+        from ..engine.replay import splitting_by
+        from ..engine.trace import read_text
 
+        content = None if text is None else read_text(text).content
         files = ModelFiles.open(model)
-        reads = read_options_of(reader, overlap, prefetch)
+        reads = read_options_of(reader, overlap, prefetch, predictor)
         loaded = load_model(
             files.checkpoint,
             limit,
@@ -105,12 +127,19 @@ def model(
             prefill_steps=[prefill_step] if prefill_step else steps_for(prompt_tokens),
             read_options=reads,
             kernel_options=kernel_options,
+            split=splitting_by(split_by, policy),
         )
         if reader == MMAP and loaded.stream:
             loaded.stream.reader.preadv = MmapPreadv()
-        settings = {"reader": reader, **settings_of(cache_options, reads)}
+        for line in remarks(loaded, cache_options, reads):
+            notes.print(line, soft_wrap=True)
+        settings = {
+            "reader": reader,
+            "split": split_by is not None,
+            **settings_of(cache_options, reads),
+        }
         report = measure_model(
-            loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update
+            loaded, files.tokenizer, prompt_tokens, max_tokens, settings, status.update, content
         )
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
@@ -139,16 +168,91 @@ def _show(report: "BenchReport") -> None:
         f"{gigabytes(round(report.bytes_per_token))} a token",
     )
     console.print(table)
-    console.print(
+    for line in _closing_lines(report):
+        console.print(line, soft_wrap=True)
+
+
+def _closing_lines(report: "BenchReport") -> Iterator[str]:
+    """Yield what the table does not say."""
+    yield (
         f"decode: half of the tokens within {report.tpot_p50_s * 1e3:.1f} ms, 99% within "
         f"{report.tpot_p99_s * 1e3:.1f} ms, of which {report.stall_s * 1e3:.1f} ms waiting for "
-        f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s\n"
-        f"reading: {report.read_gbps:.2f} GB/s where the disk gives {report.disk_gbps:.2f}; "
-        f"prefetch: {report.prefetch['experts_per_token']:.1f} experts a token, "
-        f"{report.prefetch['precision']:.0%} of them used; "
-        f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s",
-        soft_wrap=True,
+        f"experts; hit rate {report.hit_rate:.1%}; first token after {report.ttft_s:.2f} s"
     )
+    if report.settings["capacity"] is not None:
+        through = "" if report.settings["direct"] else " through the page cache"
+        yield (
+            f"reading: {report.read_gbps:.2f} GB/s{through} where the disk gives "
+            f"{report.disk_gbps:.2f}; prefetch: {_prefetched(report)}"
+        )
+    if report.beats_the_disk:
+        yield "more than 100% of the bound: the bound is the disk's, and the page cache is faster"
+    yield f"cold: {report.cold['decode_tps']:.1f} tokens/s after {report.cold['ttft_s']:.2f} s"
+
+
+def _prefetched(report: "BenchReport") -> str:
+    """Return what was read ahead, and why no more."""
+    found, why = report.prefetch, report.prefetch["why_off"]
+    if not found["experts_per_token"]:
+        return f"nothing, {why}" if why else "nothing, none was missing and sure enough"
+    used = (
+        f"{found['experts_per_token']:.1f} experts a token, {found['precision']:.0%} of them used"
+    )
+    return f"{used}, then no more: {why}" if why else used
+
+
+@app.command("predictors")
+def predictors(
+    model: Model = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="UTF-8 text. Default: sample text of four tasks.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=64, help="Tokens of each text; the last third is measured on.")
+    ] = 1536,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what could guess the next layer's experts: the share of its top-k that is found.
+
+    Predictors are fitted on the first two thirds of each text. "@k" is among as many guesses as
+    experts are used, "@2k" among twice as many. The true router must find all.
+    """
+    notes = Console(stderr=True, highlight=False, markup=False)
+    table = Table("predictor", "@k", "@2k", "@k in the first layer guessed")
+    with notes.status("loading the model") as status:
+        from ..bench.predictors import compare_predictors
+        from ..engine.load import ModelFiles, load_model
+        from ..engine.samples import sample_text
+        from ..engine.trace import WINDOW_TOKENS, Text, encode_texts, read_text
+
+        texts = [read_text(path) for path in text or ()]
+        texts = texts or [Text(task, sample_text(task)) for task in TASKS]
+        files = ModelFiles.open(model)
+        loaded = load_model(
+            files.checkpoint,
+            MemoryLimit(),
+            CacheOptions(),
+            context_tokens=WINDOW_TOKENS,
+            always_stream=True,
+        )
+        train: list[int] = []
+        test: list[int] = []
+        for _, tokens in encode_texts(files.tokenizer, texts, max_tokens):
+            end = 2 * len(tokens) // 3
+            train += tokens[:end]
+            test += tokens[end:]
+        status.update("reading the text")
+
+        def show(row: "PredictorRow") -> None:
+            status.update(f"measured {row.predictor}")
+            first = f"{row.by_layer[0]:.1%}"
+            table.add_row(row.predictor, f"{row.recall_k:.1%}", f"{row.recall_2k:.1%}", first)
+
+        report = compare_predictors(loaded, train, test, show)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
+        return
+    Console(highlight=False, markup=False).print(table)
 
 
 @app.command("inflate")
@@ -163,21 +267,29 @@ def inflate(
     from ..bench.inflate import inflate as write
     from ..engine.find import find_model
 
-    wanted = MemoryLimit.parse(expert_bytes).num_bytes
-    if wanted is None:
-        raise OptionError(f"{expert_bytes!r} is no size of an expert: give bytes, such as 2.6MB.")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("writing")
-        found = write(
-            find_model(model),
-            out,
-            wanted,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    Console(stderr=True, highlight=False, markup=False).print(
-        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%"
+    wanted = _expert_bytes(expert_bytes)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with ByteBar(notes) as on_bytes:
+        found = write(find_model(model), out, wanted, on_bytes)
+    notes.print(
+        f"each expert has {gigabytes(found)} now: mlx-flash bench {out} --memory 50%",
+        soft_wrap=True,
     )
+
+
+def _expert_bytes(text: str) -> int:
+    """Return the bytes that a size such as 2.6MB names.
+
+    Raises:
+        OptionError: it is no size of an expert.
+    """
+    try:
+        found = MemoryLimit.parse(text).num_bytes
+    except MemoryPlanError:
+        found = None
+    if found is None:
+        raise OptionError(f"{text!r} is no size of an expert: give bytes, such as 2.6MB.")
+    return found
 
 
 @app.command("kernels")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,6 +28,7 @@ from .options import (
     Prompt,
     Reader,
     Seed,
+    SplitBy,
     SsdMaxGbps,
     SsdMaxTemp,
     Temperature,
@@ -34,6 +36,7 @@ from .options import (
     Verify,
     WarmStart,
 )
+from .remarks import remarks
 from .status import StatusLine
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ def command(
     seed: Seed = None,
     capacity: Capacity = None,
     policy: Policy = CacheOptions.policy,
+    split_by: SplitBy = None,
     kernels: Kernels = None,
     warm_start: WarmStart = True,
     profile: Profile = None,
@@ -95,6 +99,7 @@ def command(
             read_options,
             loading,
             trace is not None,
+            split_by,
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
@@ -102,12 +107,8 @@ def command(
             from ..engine.trace import recording_to, routing_of
 
             routing_of(loaded)  # a model without experts is refused before anything is said
-    if loaded.kernels.why:
-        notes.print(loaded.kernels.why)
-    if loaded.stream is not None and ssd_max_temp and loaded.stream.reader.heat_pause.unreadable:
-        notes.print("This machine gives no temperature of the disk that holds the model.")
-    if loaded.plan.why_resident:
-        notes.print(f"Running resident, nothing is streamed: {loaded.plan.why_resident}.")
+    for line in remarks(loaded, cache_options, read_options):
+        notes.print(line, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(loaded))
         if trace is not None:
@@ -139,11 +140,13 @@ def _load(
     read_options: ReadOptions,
     loading: Status | None,
     always_stream: bool,
+    split_by: Path | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
     from ..engine.generate import encode, room_for
     from ..engine.load import ModelFiles, load_model
     from ..engine.need import steps_for
+    from ..engine.replay import splitting_by
 
     files = ModelFiles.open(model)
     tokens = encode(files.tokenizer, text, options)
@@ -157,6 +160,7 @@ def _load(
         kernel_options=kernel_options,
         read_options=read_options,
         always_stream=always_stream,
+        split=splitting_by(split_by, cache_options.policy),
         on_compile=partial(_show_compiling, loading),
     )
     return loaded, files.tokenizer, tokens
@@ -184,8 +188,10 @@ def _show_compiling(status: Status | None, number: int, of: int) -> None:
 
 def _summary(report: "GenerationReport", profile: str | None) -> str:
     """Return the closing lines for people."""
+    plural = "" if report.generation_tokens == 1 else "s"
+    speed = f" at {report.generation_tps:.1f} tokens/s" if report.generation_tokens > 1 else ""
     lines = [
-        f"{report.generation_tokens} tokens at {report.generation_tps:.1f} tokens/s "
+        f"{report.generation_tokens} token{plural}{speed} "
         f"(prompt: {report.prompt_tokens} tokens, first token after {report.ttft_s:.2f} s, "
         f"{report.backend}, {report.kernels} kernels)",
         f"memory: {gigabytes(report.peak_model_bytes)} used of "

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import KERNEL_NAMES, POLICY_NAMES
+from ..config import KERNEL_NAMES, POLICY_NAMES, PREDICTOR_NAMES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Prompt = Annotated[
@@ -59,6 +59,9 @@ Prefetch = Annotated[
         help="Read what the next layer may ask for, as long as that pays. Default: on the CPU.",
     ),
 ]
+Predictor = Annotated[
+    str, typer.Option(help=f"What guesses for --prefetch: {', '.join(PREDICTOR_NAMES)}.")
+]
 Verify = Annotated[
     bool, typer.Option(help="Compare each record of a packed model with its checksum.")
 ]
@@ -75,6 +78,14 @@ Profile = Annotated[
     typer.Option(
         help="What you are about to do: coding, writing, math, chat, or one of your own (mlx-flash "
         "trace --profile). The experts that it uses most are read before the first token."
+    ),
+]
+SplitBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--split-by",
+        help="Routing of this model, by mlx-flash trace: layers get slots by what they gain on it, "
+        "where that beats the same number for each.",
     ),
 ]
 TraceTo = Annotated[

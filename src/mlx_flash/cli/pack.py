@@ -7,17 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from ..config import QUANTIZATIONS, QuantizeOptions
 from ..errors import OptionError
 from .options import AsJson
+from .progress import ByteBar
 
 
 def command(
@@ -27,7 +21,10 @@ def command(
         typer.Argument(help="The folder to write: new, empty, or a pack to go on with."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--check", help="Read every record of MODEL, which is packed.")
+        bool,
+        typer.Option(
+            "--check", help="Compare all weights of MODEL, which is packed, with their checksums."
+        ),
     ] = False,
     bits: Annotated[int | None, typer.Option(help="Quantize to so many bits on the way.")] = None,
     group_size: Annotated[
@@ -45,29 +42,29 @@ def command(
     """
     if verify == (out is not None):
         raise OptionError("give MODEL and OUT to pack a model, or a packed MODEL and --check.")
+    options = {"--bits": bits, "--group-size": group_size, "--mode": mode}
+    useless = [name for name, value in options.items() if verify and value is not None]
+    if useless:
+        raise OptionError(f"--check does not quantize: leave {' and '.join(useless)} out.")
     sizes = QuantizeOptions(bits=bits, group_size=group_size, mode=mode).sizes
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     notes = Console(stderr=True, highlight=False, markup=False)
-    with Progress(*columns, console=notes) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def on_bytes(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
+    with ByteBar(notes) as on_bytes:
+        from ..engine.check_pack import check
         from ..engine.find import find_model
-        from ..engine.pack import check, pack
+        from ..engine.pack import pack
         from ..kernels.reference import Quantization
 
         folder = find_model(model)
-        num_records = None
+        num_records, written = None, False
         if out is None:
             num_records = check(folder, on_bytes)
         else:
-            pack(folder, out, Quantization(*sizes) if sizes else None, on_bytes)
+            written = pack(folder, out, Quantization(*sizes) if sizes else None, on_bytes)
     if as_json:
         report = {"records": num_records} if out is None else {"folder": str(out)}
         sys.stdout.write(json.dumps(report) + "\n")
     elif out is None:
-        notes.print(f"all {num_records} records are as they were written.")
+        notes.print(f"all {num_records} experts and all other weights are as they were written.")
     else:
-        notes.print(f"packed: mlx-flash generate {out} -p ...")
+        done = "packed" if written else "already packed"
+        notes.print(f"{done}: mlx-flash generate {out} -p ...", soft_wrap=True)

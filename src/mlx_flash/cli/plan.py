@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import MemoryLimit
+from ..config import CacheOptions, MemoryLimit
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from .options import AsJson, Model
 
 if TYPE_CHECKING:
     from ..engine.plan import PlanReport
-    from ..planner.curve import MissCurve
+    from ..telemetry.trace import Trace
 
 _GB = 10**9
 
@@ -60,7 +61,7 @@ def command(
         check_can_plot(plot)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("measuring this machine and the model"):
-        report = _plan(model, model_gb, ram_bytes, ssd_gbps, _curve(trace, domain))
+        report = _plan(model, model_gb, ram_bytes, ssd_gbps, _recorded(trace, domain))
     if plot is not None:
         from ..bench.plots import plot_plan
 
@@ -83,21 +84,19 @@ def _ram(ram: str | None, total_ram: float | None) -> int | None:
     return limit.num_bytes
 
 
-def _curve(trace: list[Path] | None, domain: str | None) -> "MissCurve | None":
-    """Return hit rates from recorded routing, None without a trace."""
-    if not trace:
+def _recorded(files: list[Path] | None, domain: str | None) -> "Trace | None":
+    """Return recorded routing, all of it or what is under a label; None without a file."""
+    if not files:
         if domain is not None:
             raise OptionError("--domain picks a part of a trace: give --trace too.")
         return None
-    from ..config import CacheOptions
-    from ..engine.replay import curve_of
     from ..telemetry.trace import joined, read_trace
 
-    whole = joined([read_trace(path) for path in trace])
+    whole = joined([read_trace(path) for path in files])
     parts = whole.by_domain()
     if domain is not None and domain not in parts:
         raise OptionError(f"the trace has no {domain!r}: take one of {', '.join(parts)}.")
-    return curve_of(whole if domain is None else parts[domain], CacheOptions.policy)
+    return whole if domain is None else parts[domain]
 
 
 def _plan(
@@ -105,10 +104,8 @@ def _plan(
     model_gb: float | None,
     ram_bytes: int | None,
     ssd_gbps: float | None,
-    curve: "MissCurve | None",
+    trace: "Trace | None",
 ) -> "PlanReport":
-    from dataclasses import replace
-
     from ..engine.find import find_local
     from ..engine.hub import shape_on_hub
     from ..engine.plan import (
@@ -119,13 +116,14 @@ def _plan(
         plan_from_shape,
         plan_local,
     )
+    from ..engine.replay import curve_of
 
     if model_gb is not None and model is not None:
         raise OptionError("give a model or --model-gb, not both.")
+    curve = curve_of(trace, CacheOptions.policy) if trace else default_curve()
     folder = find_local(model) if model_gb is None else None
-    curve = curve or default_curve()
     if folder is not None:
-        return plan_local(folder, curve, ram_bytes, ssd_gbps)
+        return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
     if model_gb is None:
         shape = shape_on_hub(str(model))
         check_curve(curve, shape)
@@ -164,6 +162,8 @@ def _show(report: "PlanReport") -> None:
     )
     console.print(table)
     console.print(f"→ {report.why}", soft_wrap=True)
+    if any(row.layer_slots for row in report.rows):
+        console.print("  slots split among layers by the trace hit more: --split-by it.")
     for idea in report.advice:
         console.print(f"  {idea}", soft_wrap=True)
     for assumption in report.assumptions:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..config import CacheOptions, KernelOptions, MemoryLimit
+from ..config import TASKS, CacheOptions, KernelOptions, MemoryLimit
 from ..errors import OptionError
 from .folders import profile_folder
 from .options import AsJson, Kernels, Memory, Model
@@ -92,7 +92,6 @@ def command(
 
 def _texts(files: list[Path] | None, domain: str | None, profile: str | None) -> "list[Text]":
     """Return the texts to read: the files, or the sample text of a task."""
-    from ..engine.profiles import TASKS
     from ..engine.samples import sample_text
     from ..engine.trace import Text, read_text
 

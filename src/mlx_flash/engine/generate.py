@@ -55,9 +55,12 @@ class GenerationReport:
     prompt's, so `generation_tps` is of the others, 0 without. `capacity` is slots per layer.
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
-    The slots were `resized` so many times since the model was loaded, to `capacity_now`;
+    The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
+    model has as many as experts;
     `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
-    process wrote while it generated, None where the system does not count.
+    process wrote while it generated, None where the system does not count. Of the `experts` that
+    `prefetch` read ahead, `used` were asked for, `late` of those before they had arrived; `why_off`
+    says why none is read in the end.
     `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
     `peak_rss_bytes` is of the whole process, Python included.
     """
@@ -80,6 +83,7 @@ class GenerationReport:
     capacity_now: int
     direct_io: bool
     ssd_bytes_written: int | None
+    prefetch: dict[str, int | str]
     stall_s: float
     memory_limit_bytes: int
     resident_bytes: int
@@ -215,6 +219,7 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> Gener
     total, decode = found.counted(), found.counted(decode_only=True)
     stream = loaded.stream
     so_far = stream.counters if stream else StreamCounters()
+    memory = _memory_fields(loaded)
     return GenerationReport(
         text=found.text,
         tokens=found.tokens,
@@ -231,11 +236,17 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> Gener
         restored=so_far.restored,
         restored_bytes=so_far.restored_bytes,
         resized=so_far.resized,
-        capacity_now=stream.capacity if stream else 0,
         direct_io=stream.reader.direct if stream else False,
         ssd_bytes_written=found.ssd_bytes_written,
+        prefetch={
+            "experts": total.prefetched,
+            "used": total.prefetch_hits,
+            "late": total.prefetch_late,
+            "why_off": stream.prefetcher.why_idle if stream else "nothing is streamed",
+        },
         stall_s=total.stall_s,
-        **_memory_fields(loaded),
+        **memory,
+        capacity_now=stream.capacity if stream else memory["capacity"],
         backend=backend_name(),
         kernels=loaded.kernels.name,
         lossy=[],

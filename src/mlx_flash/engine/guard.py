@@ -41,7 +41,6 @@ class MemoryGuard:
         self._plan = plan
         self._pressure = pressure
         self._stream = weakref.ref(stream)
-        self._complete = True  # every layer has the slots that it was to have
         self._failure = ""
 
     def start(self) -> None:
@@ -60,9 +59,7 @@ class MemoryGuard:
             must_give_back=pressure.must_give_back,
             capacity=capacity,
         )
-        if target != capacity or not self._complete:
-            self._complete = False
-            self._complete = stream.resize(target)
+        stream.resize(target)  # also where a layer kept its slots the last time
 
     def _promised_bytes(self, capacity: int) -> int:
         """Return what the plan allows the model and it has not taken yet, such as KV cache."""

@@ -26,6 +26,7 @@ from ..streaming import adapter
 from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import (
+    SwitchSite,
     activations,
     expert_formats,
     install,
@@ -150,6 +151,7 @@ def load_model(
     read_options: ReadOptions | None = None,
     kernel_options: KernelOptions | None = None,
     always_stream: bool = False,
+    split: Callable[[int], Sequence[int] | None] = lambda capacity: None,
     on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert that is streamed.
@@ -158,6 +160,7 @@ def load_model(
     capacity is fixed, slots are given back from now on while the machine is short of memory.
 
     A model that fits has a slot for each expert with `always_stream`, and else no slots.
+    `split(capacity)` may return slots for each layer, `capacity` on the mean; these are kept.
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
     `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
     or loaded from the cache on disk.
@@ -183,22 +186,23 @@ def load_model(
     if always_stream and plan.capacity is None and need.layouts:
         plan = plan_capacity(need, need.num_experts, memory.total_bytes)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
-    stream = None
     reads = _decide_reads(read_options or ReadOptions(), plan, need)
-    if plan.capacity is None and checkpoint.packed:
-        read_packed_experts(sites, reads)
-    if plan.capacity is not None:
-        capacities = [plan.capacity] * len(sites)
+    capacities: list[int] = []
+    if plan.capacity is None:
+        stream = None
+        _make_resident(lazy.model, checkpoint, sites, reads, kernels)
+    else:
+        layer_slots = split(plan.capacity)
+        capacities = list(layer_slots or [plan.capacity] * len(sites))
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
         if cache_options.warm_start is not None:
             record = ResidentRecord(cache_options.warm_start, checkpoint.folder, need.layouts)
             start_warm(stream, record)
-    elif kernels.cpu is not None:
-        install_resident(lazy.model, sites, kernels.cpu)
     use_float32_on_cpu(lazy.model, swapped)
     for array in adapter.parameters(lazy.model).values():
         mx.eval(array)  # one at a time: a cast holds two copies of one array, not of all
-    if stream is not None and cache_options.capacity is None and backend_name() != "cuda":
+    may_resize = cache_options.capacity is None and len(set(capacities)) == 1
+    if stream is not None and may_resize and backend_name() != "cuda":
         MemoryGuard(stream, plan, memory).start()
     return LoadedModel(
         lazy.model,
@@ -211,6 +215,20 @@ def load_model(
         kernels,
         tuple(need for _, need in needs),
     )
+
+
+def _make_resident(
+    model: Module,
+    checkpoint: Checkpoint,
+    sites: Sequence[SwitchSite],
+    reads: ReadOptions,
+    kernels: KernelChoice,
+) -> None:
+    """Give a model that fits its packed experts, and all of them to the CPU kernels."""
+    if checkpoint.packed:
+        read_packed_experts(sites, reads)
+    if kernels.cpu is not None:
+        install_resident(model, sites, kernels.cpu)
 
 
 def _decide_reads(reads: ReadOptions, plan: MemoryPlan, need: ModelNeed) -> ReadOptions:

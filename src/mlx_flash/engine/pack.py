@@ -1,4 +1,4 @@
-"""Writes a model into the packed store, and checks one: expert by expert, in bounded memory."""
+"""Writes a model into the packed store, expert by expert, in bounded memory."""
 
 import errno
 import hashlib
@@ -15,20 +15,21 @@ from typing import BinaryIO
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..errors import FormatError, OptionError, PackError, UnsupportedModelError
+from ..errors import OptionError, PackError, UnsupportedModelError
 from ..formats.checkpoint import PACK_RECORD, Checkpoint, read_json_object
 from ..formats.packed import (
-    PackedLayer,
     in_record_order,
     packed_header,
     packed_name,
     record_bytes,
 )
-from ..formats.safetensors import NewTensor, header_of
+from ..formats.safetensors import NewTensor
+from ..formats.shards import shard_header
 from ..kernels.reference import Quantization
 from ..planner.memory import gigabytes
 from ..streaming import adapter
 from ..streaming.slots import ALL_DTYPES, type_name
+from .folder_lock import locked
 
 _SHARD_BYTES = 10**9  # of what is no expert: also what an interruption may cost at most
 _COPIED = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".md"}
@@ -52,6 +53,18 @@ class _NewFile:
         """The bytes of its tensors."""
         return self.num_experts * record_bytes(self.tensors) if self.prefix else _sum(self.tensors)
 
+    @property
+    def head(self) -> bytes:
+        """What stands before the tensors, with checksums of nothing."""
+        if self.prefix:
+            return packed_header(self.prefix, self.tensors, [0] * self.num_experts)
+        return shard_header(self.tensors, 0)
+
+    @property
+    def file_bytes(self) -> int:
+        """The bytes of the whole file."""
+        return len(self.head) + self.nbytes
+
 
 @dataclass
 class _Meter:
@@ -66,16 +79,19 @@ class _Meter:
         self.on_bytes(self.done, self.total)
 
 
-def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes: OnBytes) -> None:
+def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes: OnBytes) -> bool:
     """Write the model in `source` to the folder `target`, its experts in the packed store.
+
+    Returns whether anything was missing: False where the pack was complete.
 
     Whatever mlx-lm loads can be packed, with experts stored one by one too. `quantization` also
     quantizes, as mlx-lm does. Holds the weights of one layer in memory, and never more. Each file
-    gets its name when it is complete: what was interrupted goes on with the first that is not.
-    `on_bytes(done, of)` is called as it writes.
+    gets its name when it is complete: what was interrupted goes on with those that are missing or
+    have another size. `on_bytes(done, of)` is called as it writes.
 
     Raises:
-        OptionError: `target` holds something else, or the model is packed or quantized already.
+        OptionError: `target` holds something else or is being written by another process, or the
+            model is packed or quantized already.
         PackError: the disk is full, or cannot be written.
         FormatError, ModelNotFoundError, UnsupportedModelError: `source` is no sound checkpoint.
     """
@@ -85,73 +101,58 @@ def pack(source: Path, target: Path, quantization: Quantization | None, on_bytes
     lazy = adapter.load_lazily(source)
     if quantization is not None:
         if "quantization" in lazy.config:
-            raise OptionError(f"{source} is quantized already: leave --bits and --mode out.")
+            raise OptionError(
+                f"{source} is quantized already: pack it as it is, without an option to quantize."
+            )
         lazy = adapter.quantize_lazily(
             lazy, quantization.bits, quantization.group_size, quantization.mode
         )
     files = _plan_files(lazy.model)
-    _claim(target, _identity(checkpoint, quantization), files)
-    missing = [file for file in files if not (target / file.name).exists()]
+    _make_folder(target)
+    with locked(target):
+        _claim(target, _identity(checkpoint, quantization), files)
+        missing = [file for file in files if not _is_whole(target / file.name, file.file_bytes)]
+        complete = not missing and (target / "config.json").is_file()
+        _write_files(lazy.model, target, files, missing, on_bytes)
+        _copy_others(source, target)
+        with _translated(target):
+            partial = target / f"config.json{_PARTIAL}"
+            adapter.write_config(lazy.config, partial)
+            partial.replace(target / "config.json")
+    return not complete
+
+
+def _make_folder(target: Path) -> None:
+    """Make a folder, unless it is there."""
+    if target.exists() and not target.is_dir():
+        raise OptionError(f"{target} is a file: give a folder.")
+    with _translated(target):
+        target.mkdir(parents=True, exist_ok=True)
+
+
+def _is_whole(path: Path, nbytes: int) -> bool:
+    """Return whether there is a file of that size."""
+    return path.is_file() and path.stat().st_size == nbytes
+
+
+def _write_files(
+    model: Module,
+    target: Path,
+    files: Sequence[_NewFile],
+    missing: Sequence[_NewFile],
+    on_bytes: OnBytes,
+) -> None:
+    """Write the `missing` ones of the files of a pack."""
     _check_room(target, sum(file.nbytes for file in missing))
-    meter = _Meter(sum(file.nbytes for file in files), on_bytes)
-    for file in files:
-        if file not in missing:
-            meter.add(file.nbytes)
-            continue
+    total = sum(file.nbytes for file in files)
+    meter = _Meter(total, on_bytes, total - sum(file.nbytes for file in missing))
+    for file in missing:
         with _new_file(target / file.name) as out:
             if file.prefix:
-                _write_layer(out, file, lazy.model, meter)
+                _write_layer(out, file, model, meter)
             else:
-                _write_shard(out, file, lazy.model, meter)
+                _write_shard(out, file, model, meter)
         mx.clear_cache()
-    _copy_others(source, target)
-    with _translated(target):
-        partial = target / f"config.json{_PARTIAL}"
-        adapter.write_config(lazy.config, partial)
-        partial.replace(target / "config.json")
-
-
-def check(folder: Path, on_bytes: OnBytes) -> int:
-    """Read every record of a packed model; return how many there are.
-
-    Raises:
-        FormatError: a record is not what was written, or a file is no packed layer.
-        OptionError: the model is not packed.
-    """
-    layers = Checkpoint.open(folder).packed.values()
-    if not layers:
-        raise OptionError(f"{folder} is not packed: there is nothing to check.")
-    total = sum(layer.num_experts * record_bytes(layer.tensors) for layer in layers)
-    meter = _Meter(total, on_bytes)
-    damaged = [damage for layer in layers for damage in _damage(layer, meter)]
-    if damaged:
-        path, expert, offset = damaged[0]
-        raise FormatError(
-            f"{len(damaged)} of {sum(layer.num_experts for layer in layers)} records are damaged, "
-            f"the first is expert {expert} in {path} at offset {offset}: delete "
-            f"{', '.join(sorted({path.name for path, _, _ in damaged}))} and run mlx-flash pack "
-            "again, which writes what is missing.",
-            path,
-            offset,
-        )
-    return sum(layer.num_experts for layer in layers)
-
-
-def _damage(layer: PackedLayer, meter: _Meter) -> Iterator[tuple[Path, int, int]]:
-    """Yield the file, expert and offset of each record whose checksum is wrong."""
-    nbytes = record_bytes(layer.tensors)
-    try:
-        with layer.path.open("rb") as file:
-            for expert, checksum in enumerate(layer.checksums):
-                offset = layer.offset + expert * nbytes
-                file.seek(offset)
-                if zlib.crc32(file.read(_sum(layer.tensors))) != checksum:
-                    yield layer.path, expert, offset
-                meter.add(nbytes)
-    except OSError as error:
-        raise FormatError(
-            f"cannot read {layer.path}: {error.strerror or error}.", layer.path
-        ) from error
 
 
 def _sum(tensors: Sequence[NewTensor]) -> int:
@@ -216,19 +217,20 @@ def _claim(target: Path, identity: str, files: Sequence[_NewFile]) -> None:
         OptionError: there is something else in it.
     """
     record = target / PACK_RECORD
+    claim = {"source": identity, "files": {file.name: file.file_bytes for file in files}}
     with _translated(target):
-        if record.is_file():
-            if read_json_object(record).get("source") != identity:
-                raise OptionError(
-                    f"{target} holds a pack of another model, of another version of it, or with "
-                    "other options: give a new folder."
-                )
+        found = read_json_object(record) if record.is_file() else None
+        if found == claim:
             return
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if found is not None and found.get("source") != identity:
+            raise OptionError(
+                f"{target} holds a pack of another model, of another version of it, or with "
+                "other options: give a new folder."
+            )
+        unfinished = record.name + _PARTIAL  # of one that was killed before it had claimed
+        if found is None and any(path.name != unfinished for path in target.iterdir()):
             raise OptionError(f"{target} is not empty: give a new folder.")
-        target.mkdir(parents=True, exist_ok=True)
         with _new_file(record) as out:
-            claim = {"source": identity, "files": [file.name for file in files]}
             out.write(json.dumps(claim).encode())
 
 
@@ -245,9 +247,8 @@ def _check_room(target: Path, nbytes: int) -> None:
 def _write_layer(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) -> None:
     """Write the records of a layer, tensor by tensor, and drop the layer's weights."""
     checksums = [0] * file.num_experts
-    header = packed_header(file.prefix, file.tensors, checksums)
-    out.truncate(len(header) + file.nbytes)
-    start = len(header)
+    out.truncate(file.file_bytes)
+    start = len(file.head)
     for tensor in file.tensors:
         stack = adapter.take_parameter(model, f"{file.prefix}.{tensor.name}")
         mx.eval(stack)
@@ -265,10 +266,15 @@ def _write_layer(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) ->
 
 def _write_shard(out: BinaryIO, file: _NewFile, model: Module, meter: _Meter) -> None:
     """Write parameters as stock safetensors, and drop them."""
-    out.write(header_of(file.tensors, {"format": "mlx"}, 16))
+    out.write(file.head)
+    checksum = 0
     for tensor in file.tensors:
-        out.write(_bytes_of(adapter.take_parameter(model, tensor.name)))
+        piece = _bytes_of(adapter.take_parameter(model, tensor.name))
+        out.write(piece)
+        checksum = zlib.crc32(piece, checksum)
         meter.add(tensor.nbytes)
+    out.seek(0)
+    out.write(shard_header(file.tensors, checksum))
 
 
 def _bytes_of(array: mx.array) -> memoryview:

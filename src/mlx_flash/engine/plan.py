@@ -29,11 +29,13 @@ from ..planner.speed import (
 )
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import num_cores
+from ..telemetry.trace import Trace
 from .alone import measured_speed, reading_alone, weights_gbps
 from .backend import backend_name, model_memory
 from .disk import measure_disk
 from .find import bundled_model, model_name
 from .load import LoadedModel, ModelFiles, load_model
+from .replay import split_slots
 
 BUNDLED_CURVE = "the bundled model"
 """The source of the curve that ships with us."""
@@ -130,9 +132,15 @@ def default_curve() -> MissCurve:
 
 
 def plan_local(
-    folder: Path, curve: MissCurve, ram_bytes: int | None, ssd_gbps: float | None
+    folder: Path,
+    curve: MissCurve,
+    ram_bytes: int | None,
+    ssd_gbps: float | None,
+    trace: Trace | None = None,
 ) -> PlanReport:
     """Return the plan of a model that is here: its slots as when it runs, its computing measured.
+
+    Slots are split among layers by a `trace` where that is better.
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
@@ -155,10 +163,11 @@ def plan_local(
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
     machine = _with_memory(machine, ram_bytes)
-    rows = [
-        predict_with(shape, machine, memory, capacity, curve, speed)
-        for memory, capacity in _limits(loaded.needs, machine.memory_bytes)
-    ]
+    rows = []
+    for memory, capacity in _limits(loaded.needs, machine.memory_bytes):
+        row = predict_with(shape, machine, memory, capacity, curve, speed)
+        found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
+        rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
     return _report(shape, machine, rows, curve, speed, ())
 
 

@@ -19,9 +19,6 @@ from ..telemetry.trace import Trace
 from .find import model_name
 from .load import ModelFiles
 
-TASKS = ("coding", "writing", "math", "chat")
-"""The tasks that the bundled model has profiles for, and that we have sample text of."""
-
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

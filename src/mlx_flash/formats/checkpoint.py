@@ -53,6 +53,7 @@ class Checkpoint:
             raise ModelNotFoundError(
                 f"{folder} has no config.json: give the folder of an MLX checkpoint."
             )
+        _check_pack(folder)
         config = read_json_object(folder / "config.json")
         if not _MODEL_TYPE.fullmatch(str(config.get("model_type", ""))):
             path = folder / "config.json"
@@ -72,7 +73,6 @@ class Checkpoint:
                         entry.offset,
                     )
                 tensors[name] = entry
-        _check_pack(folder)
         return cls(folder, config, tensors, find_packed(folder))
 
     @property
@@ -113,18 +113,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _check_pack(folder: Path) -> None:
-    """Raise FormatError when a file of a pack is not there."""
+    """Raise FormatError when a file of a pack is not there, or has another size."""
     record = folder / PACK_RECORD
     if not record.is_file():
         return
     files = read_json_object(record).get("files")
-    there = {path.name for path in folder.iterdir()}
-    for name in files if isinstance(files, list) else []:
+    if isinstance(files, list):  # of names alone, as packs had at first
+        files = {name: None for name in files if isinstance(name, str)}
+    there = {path.name: path for path in folder.iterdir() if path.is_file()}
+    for name, size in files.items() if isinstance(files, dict) else []:
         if name not in there:
             raise FormatError(
                 f"{folder} is a pack without its file {name}: run mlx-flash pack again, with the "
                 "same model and options, to write what is missing.",
                 record,
+            )
+        if size is not None and (found := there[name].stat().st_size) != size:
+            raise FormatError(
+                f"{there[name]} is truncated or changed, it has {found} bytes and should have "
+                f"{size}: delete it and run mlx-flash pack again, with the same model and options.",
+                there[name],
             )
 
 

@@ -30,9 +30,22 @@ class MissCurve:
         share = capacity / num_experts * self.num_experts
         return float(np.interp(share, self.capacities, self.hit_rates.mean(axis=0)))
 
-    def of_layer(self, layer: int, capacity: int) -> float:
-        """Return the hit rate of a layer of the model that was traced."""
-        return float(np.interp(capacity, self.capacities, self.hit_rates[layer]))
+    def split(self, capacity: int) -> list[int]:
+        """Return slots for each layer, `capacity` on the mean, that hit most by this curve.
+
+        One slot after the other goes to the layer that gains most by it. No layer has fewer than
+        top-k or half the mean, or more than it has experts.
+        """
+        slots = np.arange(self.num_experts + 1)
+        rates = np.stack([np.interp(slots, self.capacities, rate) for rate in self.hit_rates])
+        gains = np.minimum.accumulate(np.diff(rates, axis=1), axis=1)
+        least = min(max(self.top_k, capacity // 2), capacity)
+        taken = np.full(len(rates), least)
+        for _ in range(capacity * len(rates) - int(taken.sum())):
+            here = np.minimum(taken, self.num_experts - 1)
+            gain = np.where(taken < self.num_experts, gains[np.arange(len(rates)), here], -np.inf)
+            taken[int(np.lexsort((taken, -gain))[0])] += 1
+        return [int(count) for count in taken]
 
 
 def lru_curve(trace: Trace) -> MissCurve:

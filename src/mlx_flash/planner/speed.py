@@ -59,7 +59,9 @@ class PlanRow:
     """What a memory limit gives: slots per layer, and what is expected of them.
 
     `hit_rate` is of decode in steady state, `bytes_per_token` what it reads then; `ttft_s` is of a
-    prompt of `PROMPT_TOKENS` tokens from a cold start.
+    prompt of `PROMPT_TOKENS` tokens from a cold start. `layer_slots` are slots for each layer,
+    `capacity` on the mean, that do better by the trace of the curve (`--split-by`); empty where an
+    even split does as well.
     """
 
     memory_bytes: int
@@ -68,6 +70,7 @@ class PlanRow:
     bytes_per_token: float
     decode_tps: float
     ttft_s: float
+    layer_slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ class CheckpointFiles:
     def __init__(self, files: Mapping[Path, FileStamp], direct: bool = False) -> None:
         """Open every file; `direct` reads past the page cache where the file system can do that.
 
+        Whether it does for all of them is `direct` from then on.
+
         Raises:
             FormatError: a file cannot be opened, or is not the one whose header was read.
         """
         self._descriptors: dict[Path, int] = {}
         self._stamps = dict(files)
         self._needs_alignment: set[Path] = set()
+        self.direct = direct
         try:
             for path in files:
                 self._descriptors[path], needs_alignment = (
@@ -33,6 +36,7 @@ class CheckpointFiles:
                 )
                 if needs_alignment:
                     self._needs_alignment.add(path)
+                self.direct = self.direct and (needs_alignment or sys.platform == "darwin")
                 if self.changed(path):
                     raise FormatError(f"{path} was replaced while it was being opened.", path)
         except OSError as error:

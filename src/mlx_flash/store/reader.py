@@ -233,8 +233,8 @@ class ExpertReader:
 
     @property
     def direct(self) -> bool:
-        """Whether reads were asked to go past the page cache."""
-        return bool(self._options.direct)
+        """Whether reads go past the page cache."""
+        return self._files.direct
 
     @property
     def busy_s(self) -> float:

@@ -6,6 +6,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,14 +188,27 @@ def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
 
 
 def tokens_after(
-    model: Module, prompt: Sequence[int], num_tokens: int, temperature: float, prefill_step: int
+    model: Module,
+    prompt: Sequence[int],
+    num_tokens: int,
+    temperature: float,
+    prefill_step: int,
+    following: Sequence[int] | None = None,
 ) -> Iterator[int]:
-    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text."""
+    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text.
+
+    They are drawn, or those that are given as `following`.
+    """
+    given = itertools.chain(following or (), itertools.repeat(0))  # mlx-lm runs ahead of the end
+
+    def next_given(log_probabilities: mx.array) -> mx.array:
+        return mx.array([next(given)])
+
     steps = generate_step(
         mx.array(list(prompt)),
         model,
         max_tokens=num_tokens,
-        sampler=sampler(temperature),
+        sampler=next_given if following else sampler(temperature),
         prefill_step_size=prefill_step,
     )
     for token, _ in steps:
@@ -212,6 +226,18 @@ def read_tokens(model: Any, tokens: Sequence[int], step: int) -> Iterator[int]:
         model(mx.array(part)[None], cache=cache)
         mx.eval([entry.state for entry in cache])
         yield len(part)
+
+
+def follow_tokens(model: Any, tokens: Sequence[int]) -> Iterator[mx.array]:
+    """Run tokens through a model one by one, from an empty cache, as if it had generated them.
+
+    Yields the logits `[V]` after each, evaluated.
+    """
+    cache = make_prompt_cache(model)
+    for token in tokens:
+        logits = model(mx.array([[token]]), cache=cache)[0, -1]
+        mx.eval(logits, [entry.state for entry in cache])
+        yield logits
 
 
 def _recording(model: Any, loaded: dict[str, mx.array], elsewhere: Mapping[str, mx.array]) -> Any:

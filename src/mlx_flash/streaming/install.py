@@ -141,6 +141,8 @@ def install(
                 following = twins[number + 1]
                 block = adapter.routing_block(model, sites[number + 1].path)
             twin.layer_stream.guess_next = stream.prefetcher.between(number, block, following)
+    else:
+        stream.prefetcher.why_off = "it is switched off"
     return stream
 
 

@@ -79,6 +79,13 @@ class Prefetcher:
         self.pays = True
         self.why_off = ""
 
+    @property
+    def why_idle(self) -> str:
+        """Why nothing is read ahead now; empty where what is missing would be."""
+        if self.why_off or self.pays:
+            return self.why_off
+        return "did not pay: guessing takes longer than the reading that it would hide"
+
     def between(
         self, layer: int, block: Module | None, following: "StreamedSwitch | None"
     ) -> GuessNext | None:
