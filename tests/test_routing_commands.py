@@ -127,7 +127,7 @@ def test_replay_shows_each_number_under_its_capacity(tmp_path: Path) -> None:
 
 def test_a_plot_is_a_png_file(tmp_path: Path) -> None:
     trace = random_trace(40)
-    object.__setattr__(trace.routing, "model", r"$\no{maths$ _^ $")
+    object.__setattr__(trace.routing, "model", r"$\no{maths$")
     path = saved(trace, tmp_path / "trace")
     plot = tmp_path / "hits.PNG"
     assert call("replay", path, "--policy", "lru", "--plot", plot).code == 0

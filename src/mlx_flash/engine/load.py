@@ -70,6 +70,7 @@ class LoadedModel:
     `layouts` says where each layer's experts lie, `top_k` of which compute a token; `stream` is
     None when the model runs resident.
     The plan set memory aside for `prefill_step` prompt tokens at once. `kernels` compute it.
+    `needs` are what it could have been planned by, those of larger prefill steps first.
     """
 
     model: Module
@@ -80,6 +81,7 @@ class LoadedModel:
     stream: ExpertStream | None
     prefill_step: int
     kernels: KernelChoice
+    needs: tuple[ModelNeed, ...]
 
     def close(self) -> None:
         """End the stream's threads and close its files: the model can run no more.
@@ -203,7 +205,15 @@ def load_model(
     if stream is not None and may_resize and backend_name() != "cuda":
         MemoryGuard(stream, plan, memory).start()
     return LoadedModel(
-        lazy.model, checkpoint, plan, need.layouts, need.top_k, stream, step, kernels
+        lazy.model,
+        checkpoint,
+        plan,
+        need.layouts,
+        need.top_k,
+        stream,
+        step,
+        kernels,
+        tuple(need for _, need in needs),
     )
 
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import statistics
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -161,25 +162,31 @@ def plan_local(
         machine = _with_disk(machine_profile(measure=False), loaded.stream, folder)
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
-    need = ModelNeed(
-        loaded.plan.resident_bytes,
-        shape.expert_bytes * shape.num_experts * shape.num_layers,
-        loaded.plan.working_bytes,
-        loaded.layouts,
-        loaded.top_k,
-    )
     machine = _with_memory(machine, ram_bytes)
-    total = machine.memory_bytes
     rows = []
-    for capacity in _capacities(shape.num_experts):
-        memory = need.streamed_bytes(capacity)
-        if memory <= total:
-            row = predict_with(shape, machine, memory, capacity, curve, speed)
-            found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
-            rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
-    if not rows:
-        plan_memory(need, total)  # says what would fit
+    for memory, capacity in _limits(loaded.needs, machine.memory_bytes):
+        row = predict_with(shape, machine, memory, capacity, curve, speed)
+        found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
+        rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
     return _report(shape, machine, rows, curve, speed, ())
+
+
+def _limits(needs: Sequence[ModelNeed], total_bytes: int) -> list[tuple[int, int]]:
+    """Return memory limits with the slots per layer that loading takes with each.
+
+    The last one is the most that fits: the whole model, resident, or as many slots as there are.
+
+    Raises:
+        MemoryPlanError: not even one slot per layer fits.
+    """
+    possible = [n for n in needs if min(n.streamed_bytes(1), n.full_bytes) <= total_bytes]
+    need = (possible or needs[-1:])[0]
+    most = plan_memory(need, total_bytes).capacity
+    last = (need.full_bytes, need.num_experts)
+    if most is not None:
+        last = (need.streamed_bytes(most), most)
+    streamed = [(need.streamed_bytes(slots), slots) for slots in _capacities(need.num_experts)]
+    return [limit for limit in streamed if limit < last and limit[1] < last[1]] + [last]
 
 
 def check_curve(curve: MissCurve, shape: ModelShape) -> None:
