@@ -16,10 +16,9 @@ from talking import NUM_EXPERTS, write_talking_model
 
 from mlx_flash import get_warmup_experts
 from mlx_flash.cache.policies import POLICIES
-from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
+from mlx_flash.config import TASKS, CacheOptions, MemoryLimit, ReadOptions
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.profiles import (
-    TASKS,
     check_name,
     find_profile,
     load_experts,

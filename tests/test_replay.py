@@ -175,7 +175,6 @@ def test_the_curve_of_a_policy_is_its_replay_without_the_start() -> None:
     assert curve.hit_rates[:, 3].tolist() == expected.tolist()
     assert curve.hit_rate(6, 16) == pytest.approx(expected.mean())
     assert curve.hit_rate(12, 32) == pytest.approx(expected.mean())
-    assert curve.of_layer(1, 6) == expected[1]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])
