@@ -151,7 +151,7 @@ def load_model(
     read_options: ReadOptions | None = None,
     kernel_options: KernelOptions | None = None,
     always_stream: bool = False,
-    split: Callable[[int], Sequence[int] | None] = lambda capacity: None,
+    split: Callable[[int, Sequence[int]], Sequence[int] | None] = lambda capacity, experts: None,
     on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
     """Plan the memory and load the model by that plan; read no expert that is streamed.
@@ -160,7 +160,8 @@ def load_model(
     capacity is fixed, slots are given back from now on while the machine is short of memory.
 
     A model that fits has a slot for each expert with `always_stream`, and else no slots.
-    `split(capacity)` may return slots for each layer, `capacity` on the mean; these are kept.
+    `split(capacity, experts)` may return slots for each layer of so many experts, `capacity` on the
+    mean; these are kept.
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
     `on_compile(number, of)` is called before each of the kernels that the model needs is compiled,
     or loaded from the cache on disk.
@@ -192,7 +193,7 @@ def load_model(
         stream = None
         _make_resident(lazy.model, checkpoint, sites, reads, kernels)
     else:
-        layer_slots = split(plan.capacity)
+        layer_slots = split(plan.capacity, [layout.num_experts for layout in need.layouts])
         capacities = list(layer_slots or [plan.capacity] * len(sites))
         stream = install(lazy.model, sites, capacities, cache_options, reads, kernels.cpu)
         if cache_options.warm_start is not None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..cache.expert_cache import ExpertCache, busiest_first
 from ..cache.policies import POLICIES, Belady, Policy
-from ..errors import OptionError
+from ..errors import OptionError, TraceError
 from ..planner.curve import MissCurve, lru_curve
 from ..telemetry.trace import Trace, read_trace
 
@@ -150,19 +150,27 @@ def split_slots(trace: Trace, policy: str, capacity: int) -> tuple[list[int], fl
     return (slots, gain) if gain >= _CLEARLY else None
 
 
-def splitting_by(path: Path | None, policy: str) -> Callable[[int], list[int] | None]:
+def splitting_by(
+    path: Path | None, policy: str
+) -> Callable[[int, Sequence[int]], list[int] | None]:
     """Return a function from a mean capacity to slots for each layer, by the trace in a file.
 
-    It returns None without a file, and where an even split is as good.
+    It is given the experts of each layer too, and returns None without a file and where an even
+    split is as good. It raises TraceError where the trace is of a model of another shape.
 
     Raises:
         TraceError: the file is no trace.
     """
     if path is None:
-        return lambda capacity: None
+        return lambda capacity, experts: None
     trace = read_trace(path)
 
-    def split(capacity: int) -> list[int] | None:
+    def split(capacity: int, experts: Sequence[int]) -> list[int] | None:
+        if list(experts) != list(trace.routing.num_experts):
+            raise TraceError(
+                f"{path} is a trace of {trace.routing.model}, which has other layers or experts: "
+                "give a trace of the model itself."
+            )
         found = split_slots(trace, policy, capacity)
         return None if found is None else found[0]
 
