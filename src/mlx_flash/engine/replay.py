@@ -19,6 +19,7 @@ BELADY = "belady"
 REPLAY_NAMES = (*POLICIES, BELADY)
 """The policies that can be replayed."""
 
+_MOST_TOKENS = 3072  # of a trace, its last: rates change little with more
 _CLEARLY = 0.002  # of the hit rate
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -119,7 +120,7 @@ def curve_of(trace: Trace, policy: str, warm_up: int = 64) -> MissCurve:
 
     The first `warm_up` tokens, or a quarter of a shorter trace, are not counted.
     """
-    decoded = as_decoded(trace)
+    decoded = as_decoded(trace.slice(trace.num_tokens - _MOST_TOKENS, trace.num_tokens))
     experts = max(trace.routing.num_experts)
     warm_up = min(warm_up, decoded.num_tokens // 4)
     capacities = sorted({max(1, round(share * experts)) for share in _CURVE_SHARES})
@@ -142,7 +143,7 @@ def split_slots(trace: Trace, policy: str, capacity: int) -> tuple[list[int], fl
     The split is made by the first two thirds of the trace, and compared with an even one on the
     rest; None where it is not clearly better there.
     """
-    decoded = as_decoded(trace)
+    decoded = as_decoded(trace.slice(trace.num_tokens - _MOST_TOKENS, trace.num_tokens))
     seen = 2 * decoded.num_tokens // 3
     slots = lru_curve(decoded.slice(0, seen)).split(capacity)
     rest = decoded.slice(seen, decoded.num_tokens)
