@@ -148,7 +148,7 @@ def _show(report: "PlanReport") -> None:
             f"{row.hit_rate:.1%}",
             gigabytes(round(row.bytes_per_token)),
             f"{row.decode_tps:.3g}",
-            f"{row.ttft_s:.3g} s",
+            f"{row.ttft_s:,.0f} s" if row.ttft_s >= 100 else f"{row.ttft_s:.3g} s",
         )
     console = Console(highlight=False, markup=False)
     model = report.model
