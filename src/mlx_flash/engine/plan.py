@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import CacheOptions, MemoryLimit
+from ..config import CacheOptions, MemoryLimit, ReadOptions
 from ..errors import OptionError, TraceError, UnsupportedModelError
 from ..planner.curve import MissCurve
 from ..planner.memory import ModelNeed, gigabytes, plan_memory, spare_bytes
@@ -152,6 +152,7 @@ def plan_local(
         MemoryLimit(),
         CacheOptions(capacity=_TIMED_CAPACITY),
         context_tokens=CONTEXT_TOKENS,
+        read_options=ReadOptions(direct=True),  # through the page cache a disk seems slower
     )
     if loaded.stream is None:
         raise UnsupportedModelError("the model has no experts: there is nothing to plan.")
