@@ -106,6 +106,20 @@ def slots(model: Path, num_bytes: int) -> int:
         return NUM_EXPERTS if loaded.plan.capacity is None else loaded.plan.capacity
 
 
+def test_the_disk_of_a_plan_is_read_past_the_page_cache(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append(options["read_options"].direct)
+        return load_model(*args, **options)
+
+    monkeypatch.setattr(planning, "load_model", load)
+    plan_local(model, default_curve(), None, None)
+    assert asked == [True]
+
+
 def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plan.png"
     found = report("plan", model, "--plot", plot)
