@@ -1,0 +1,1 @@
+"""Serves a model: a gateway that speaks HTTP, and a worker process that owns the model."""

@@ -1,0 +1,5 @@
+"""Routes of the anthropic API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Routes of the dashboard API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Routes of the llamacpp API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

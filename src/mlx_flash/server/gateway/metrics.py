@@ -1,0 +1,5 @@
+"""Routes of the metrics API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

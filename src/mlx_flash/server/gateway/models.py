@@ -1,0 +1,5 @@
+"""Routes of the models API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Routes of the ollama API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Routes of the openai API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

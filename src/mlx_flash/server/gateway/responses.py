@@ -1,0 +1,5 @@
+"""Routes of the responses API."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
