@@ -9,6 +9,7 @@ MLXFlashError
 ├── PromptError            the prompt is empty or does not fit the model's context
 ├── TraceError             a file is no routing trace, or one of another model
 ├── PackError              a pack cannot be written: the disk is full, or refuses
+├── WorkerError            the model process died or timed out
 └── OptionError            an option has a value that makes no sense
 """
 
@@ -73,6 +74,10 @@ class PackError(MLXFlashError):
 
 class TraceError(MLXFlashError):
     """Raised when a routing trace cannot be read or written, or belongs to another model."""
+
+
+class WorkerError(MLXFlashError):
+    """Raised when the process that owns a served model dies again and again, or is silent."""
 
 
 class OptionError(MLXFlashError):

@@ -23,6 +23,14 @@ def profile_folder() -> Path | None:
         return None
 
 
+def prompt_cache_folder() -> Path | None:
+    """Return the folder of computed prompts; None for a user without a home."""
+    try:
+        return _cache_folder() / "prompts"
+    except RuntimeError:
+        return None
+
+
 def browse_record() -> Path | None:
     """Return the file that remembers what was seen on the Hub; None for a user without a home."""
     try:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import ExpertReadError, MLXFlashError, PackError
-from . import bench, browse, demo, doctor, generate, pack, plan, replay, trace
+from ..errors import ExpertReadError, MLXFlashError, PackError, WorkerError
+from . import bench, browse, demo, doctor, generate, pack, plan, replay, serve, trace
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -39,6 +39,7 @@ def _root(
 
 
 app.command("generate")(generate.command)
+app.command("serve")(serve.command)
 app.command("pack")(pack.command)
 app.command("plan")(plan.command)
 app.command("trace")(trace.command)
@@ -60,7 +61,7 @@ def run() -> None:
         if stop.code == _INTERRUPTED:
             _end_interrupted()
         sys.exit(stop.code)
-    except (ExpertReadError, PackError) as error:
+    except (ExpertReadError, PackError, WorkerError) as error:
         _fail(error, 1)
     except MLXFlashError as error:
         _fail(error, 2)

@@ -151,6 +151,7 @@ def load_model(
     read_options: ReadOptions | None = None,
     kernel_options: KernelOptions | None = None,
     always_stream: bool = False,
+    kv_tokens: int | None = None,
     split: Callable[[int, Sequence[int]], Sequence[int] | None] = lambda capacity, experts: None,
     on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
@@ -160,6 +161,8 @@ def load_model(
     capacity is fixed, slots are given back from now on while the machine is short of memory.
 
     A model that fits has a slot for each expert with `always_stream`, and else no slots.
+    KV cache is planned for one text of `context_tokens`, or for `kv_tokens` of several, which may
+    be longer than the model was trained for.
     `split(capacity, experts)` may return slots for each layer of so many experts, `capacity` on the
     mean; these are kept.
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
@@ -170,7 +173,8 @@ def load_model(
         FormatError, UnsupportedModelError, MemoryPlanError, OptionError: before any weight was
             read.
     """
-    context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
+    if kv_tokens is None:
+        context_tokens = min(context_tokens, checkpoint.context_tokens or context_tokens)
     wanted = (kernel_options or KernelOptions()).kernels
     kernels = choose_kernels(wanted, computes_on_cpu(), machine.num_cores())
     lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
@@ -180,7 +184,9 @@ def load_model(
         swapped = swap_modules(lazy.model, kernels.cpu)
         formats = [*swapped.formats, *expert_formats(sites, kernels.cpu)]
         kernels.cpu.compile(formats, activations(sites), on_compile)
-    needs = measure_need(lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped)
+    needs = measure_need(
+        lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped, kv_tokens
+    )
     memory = model_memory()
     plan, step = _plan(needs, limit, cache_options.capacity, memory)
     need = needs[0][1]

@@ -36,17 +36,19 @@ def measure_need(
     context_tokens: int,
     prefill_steps: Sequence[int],
     swapped: SwappedModules | None,
+    kv_tokens: int | None = None,
 ) -> list[tuple[int, ModelNeed]]:
     """Return prefill steps with what the model needs to compute so many tokens at once.
 
     The first is the largest of `prefill_steps` (descending) whose staging is small beside the
     weights; smaller ones follow. Reads no weight: a forward pass is built for its shapes, and
-    never evaluated. `swapped` is what of the model runs on the CPU kernels.
+    never evaluated. `swapped` is what of the model runs on the CPU kernels. `kv_tokens` are
+    those of all texts together, when there is more than one.
     """
     no_products = swapped.shapes_only() if swapped else contextlib.nullcontext()
     with _shapes_only(model, sites) as stand_ins, no_products:
         use_float32_on_cpu(model, swapped)
-        kv_bytes = adapter.cache_bytes(model, context_tokens)
+        kv_bytes = adapter.cache_bytes(model, kv_tokens or context_tokens)
         resident = sum(array.nbytes for array in adapter.parameters(model).values())
     as_float32 = computes_on_cpu() and swapped is None
     experts = sum(_resident_expert_bytes(site, as_float32) for site in sites)
@@ -65,7 +67,7 @@ def measure_need(
         staging = staging_bytes(step, context_tokens, elements, heads)
         working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
         small = staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts))
-        needs.append((step, small, ModelNeed(resident, experts, working, layouts, top_k)))
+        needs.append((step, small, ModelNeed(resident, experts, working, layouts, top_k, kv_bytes)))
     first = next((number for number, (_, small, _) in enumerate(needs) if small), len(needs) - 1)
     return [(step, need) for step, _, need in needs[first:]]
 

@@ -15,8 +15,8 @@ class ModelNeed:
     """What a model takes in memory, in bytes.
 
     `resident_bytes` every weight but the experts; `expert_bytes` all experts when held in memory
-    as the resident model holds them; `working_bytes` KV cache and staging. `top_k` experts of a
-    layer compute a token.
+    as the resident model holds them; `working_bytes` KV cache, which takes `kv_bytes` of them, and
+    staging. `top_k` experts of a layer compute a token.
     """
 
     resident_bytes: int
@@ -24,6 +24,7 @@ class ModelNeed:
     working_bytes: int
     layouts: tuple[ExpertLayout, ...]
     top_k: int = 0
+    kv_bytes: int = 0
 
     @property
     def full_bytes(self) -> int:
@@ -53,6 +54,7 @@ class MemoryPlan:
     """A decision: how many slots per layer, and what that takes of which limit, in bytes.
 
     `capacity` is None when the model runs resident, for the reason that `why_resident` gives.
+    Of the `working_bytes`, `kv_bytes` are for KV cache.
     """
 
     limit_bytes: int
@@ -61,6 +63,7 @@ class MemoryPlan:
     working_bytes: int
     capacity: int | None
     why_resident: str = ""
+    kv_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -139,6 +142,7 @@ def _streamed_plan(need: ModelNeed, limit_bytes: int, capacity: int) -> MemoryPl
         need.slot_bytes(capacity),
         need.working_bytes,
         min(capacity, need.num_experts),
+        kv_bytes=need.kv_bytes,
     )
 
 
@@ -150,7 +154,7 @@ def _resident_plan(need: ModelNeed, limit_bytes: int, why: str) -> MemoryPlan:
             need.full_bytes,
         )
     weights = need.resident_bytes + need.expert_bytes
-    return MemoryPlan(limit_bytes, weights, 0, need.working_bytes, None, why)
+    return MemoryPlan(limit_bytes, weights, 0, need.working_bytes, None, why, need.kv_bytes)
 
 
 def _largest_capacity(need: ModelNeed, limit_bytes: int) -> int:

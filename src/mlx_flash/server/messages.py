@@ -73,7 +73,6 @@ class Generate(Struct, frozen=True, kw_only=True, tag=True):
     `top_logprobs` wants log-probabilities of each token and of so many others; None wants none.
     `echo` sends the prompt as the first piece, with log-probabilities where those are wanted, and
     permits `max_tokens` 0. `tool_choice` is auto, none, required, or `=` and the name of a tool.
-    `timeout_s` is when to give up, queue included.
     """
 
     request: int
@@ -206,7 +205,7 @@ class TokenLogprob(Struct, frozen=True):
     """A token with its log-probability, and the likeliest tokens at its place, itself or not.
 
     `logprob` is None for the first token of a prompt. `text` may hold half a character; `data` is
-    then what it stands for. `offset` is where its text starts in the piece's request, in letters.
+    then what it stands for.
     """
 
     token: int

@@ -59,6 +59,7 @@ class LayerStream:
         self._running: list[mx.array] = []
         self._ahead: dict[int, ReadBatch] = {}  # prefetched experts
         self._leaving: dict[int, ReadBatch] = {}  # and those that were not asked for
+        self.asks = self.hits = 0
         self.guess_next: GuessNext | None = None
 
     @property
@@ -106,6 +107,8 @@ class LayerStream:
         counters.asks += len(asked)
         counters.hits += len(admission.hits)
         counters.swept += len(admission.without_slot)
+        self.asks += len(asked)
+        self.hits += len(admission.hits)
 
     def _release(self, ahead: Mapping[int, ReadBatch]) -> None:
         """End the reservations of `ahead` that no admission took."""

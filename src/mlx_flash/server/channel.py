@@ -1,0 +1,97 @@
+"""Messages over the socket between the two processes: length, then MessagePack.
+
+The socket is a pair that the worker inherits: it has no name that others could open, and when
+either process dies, however it dies, the system tells the other by the end of the stream.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from .messages import FromWorker, ToWorker
+from .options import WorkerOptions
+
+_LENGTH = struct.Struct("<I")
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(list[FromWorker])
+
+
+def encode_options(options: WorkerOptions) -> str:
+    """Return the options as text, for the worker's command line."""
+    return msgspec.json.encode(options).decode()
+
+
+def decode_options(text: str) -> WorkerOptions:
+    """Return the options that the gateway gave."""
+    return msgspec.json.decode(text, type=WorkerOptions)
+
+
+def _framed(message: Any) -> bytes:
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class WorkerEnd:
+    """The worker's end. Any thread may send; one receives."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._lock = threading.Lock()
+
+    def send(self, messages: Sequence[FromWorker]) -> None:
+        """Send messages together, in this order. Blocks while the gateway is busy.
+
+        Raises:
+            OSError: the gateway has gone.
+        """
+        if messages:
+            framed = _framed(list(messages))
+            with self._lock:
+                self._socket.sendall(framed)
+
+    def received(self) -> Iterator[ToWorker]:
+        """Yield what the gateway says, until it goes."""
+        with self._socket.makefile("rb") as stream:
+            while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
+                length = _LENGTH.unpack(head)[0]
+                body = stream.read(length)
+                if len(body) < length:
+                    return
+                yield _to_worker.decode(body)
+
+
+class GatewayEnd:
+    """The gateway's end, in its event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> "GatewayEnd":
+        """Return the end of a connected socket, which it closes in the end."""
+        return cls(*await asyncio.open_connection(sock=end))
+
+    def send(self, message: ToWorker) -> None:
+        """Send a message; a worker that has gone does not hear it."""
+        if not self._writer.is_closing():
+            self._writer.write(_framed(message))
+
+    async def receive(self) -> list[FromWorker] | None:
+        """Return the messages that came together; None when the worker has gone."""
+        try:
+            length = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))[0]
+            return _from_worker.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def close(self) -> None:
+        """Close the socket: the worker sees the end of the stream."""
+        self._writer.close()

@@ -1,0 +1,270 @@
+"""The gateway's link to the worker: it starts it, asks it, and starts another when it dies."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from ..messages import (
+    Accepted,
+    Cancel,
+    ChatPrompt,
+    Count,
+    Counted,
+    Detokenize,
+    Failed,
+    Finished,
+    FromWorker,
+    Generate,
+    LoadFailed,
+    Loading,
+    ModelCard,
+    Piece,
+    Prefilled,
+    Prompt,
+    Ready,
+    Render,
+    Rendered,
+    Snapshot,
+    Started,
+    Stop,
+    Tokenize,
+    Tokenized,
+    ToolCall,
+    ToWorker,
+)
+from ..options import QueueOptions, WorkerOptions
+from .answers import LiveAnswer, numbered
+from .backend import RequestError
+from .process import WorkerProcess
+
+_log = logging.getLogger(__name__)
+
+_ASK_S = 60.0
+_SILENCE_S = 120.0  # a worker reports twice a second, whatever it computes
+_BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)  # before another worker, by how many died in a row
+_ATTEMPTS = 2  # a request that was on two workers when they died does not get a third
+
+State = Literal["loading", "ready", "failed", "stopping"]
+R = TypeVar("R", Counted, Tokenized, Rendered)
+Question = Count | Tokenize | Detokenize | Render
+
+
+class WorkerLink:
+    """The `Backend` whose answers come from a worker process."""
+
+    def __init__(
+        self,
+        worker: WorkerOptions,
+        queue: QueueOptions,
+        notice: Callable[[str], None] = _log.info,
+    ) -> None:
+        """Start nothing yet. `notice` is told what whoever started the server should know."""
+        self.card: ModelCard | None = None
+        self.state: State = "loading"
+        self.snapshot: Snapshot | None = None
+        self.restarts = 0
+        self.failure: LoadFailed | None = None
+        self.loaded = asyncio.Event()
+        self.watch: Callable[[Generate, FromWorker], None] = lambda wanted, event: None
+        self._worker_options = worker
+        self._queue_options = queue
+        self._notice = notice
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, LiveAnswer] = {}
+        self._questions: dict[int, asyncio.Future[FromWorker]] = {}
+        self._process: WorkerProcess | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._started_s = 0.0
+        self._stopping = False
+
+    # --- asked by the routes
+
+    def submit(self, wanted: Generate) -> LiveAnswer:
+        """Begin an answer; see `Backend`."""
+        if self.state == "stopping":
+            raise RequestError("unavailable", "the server is stopping: ask again later.")
+        if self.failure is not None:
+            raise RequestError("unavailable", f"the model is not loaded: {self.failure.message}")
+        if len(self._answers) >= self._queue_options.max_waiting:
+            raise RequestError(
+                "overloaded", f"{len(self._answers)} requests wait already: ask again later."
+            )
+        number = next(self._numbers)
+        answer = LiveAnswer(numbered(wanted, number), self._queue_options.timeout_s, self._cancel)
+        self._answers[number] = answer
+        if self.state == "ready":
+            self._tell(answer.wanted)
+        return answer
+
+    async def count(self, prompt: Prompt) -> Counted:
+        """Return the number of tokens of a prompt."""
+        return await self._ask(Count(next(self._numbers), prompt), Counted)
+
+    async def tokenize(self, prompt: Prompt, add_special: bool = False) -> Tokenized:
+        """Return the tokens of a prompt."""
+        number = next(self._numbers)
+        question = Tokenize(request=number, prompt=prompt, add_special=add_special)
+        return await self._ask(question, Tokenized)
+
+    async def detokenize(self, tokens: list[int]) -> Rendered:
+        """Return the text of tokens."""
+        return await self._ask(Detokenize(next(self._numbers), tokens), Rendered)
+
+    async def render(self, prompt: ChatPrompt) -> Rendered:
+        """Return a chat as the template writes it."""
+        return await self._ask(Render(next(self._numbers), prompt), Rendered)
+
+    async def _ask(self, question: Question, kind: type[R]) -> R:
+        if self.state != "ready":
+            raise RequestError("unavailable", "the model is being loaded: ask again later.")
+        future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
+        self._questions[question.request] = future
+        self._tell(question)
+        try:
+            reply = await asyncio.wait_for(future, _ASK_S)
+        except asyncio.TimeoutError:
+            raise RequestError("timeout", "the worker took too long to answer.") from None
+        finally:
+            self._questions.pop(question.request, None)
+        if isinstance(reply, Failed):
+            raise RequestError(reply.kind, reply.message)
+        assert isinstance(reply, kind), "the reply of another question"
+        return reply
+
+    def _tell(self, message: ToWorker) -> None:
+        if self._process is not None:
+            self._process.channel.send(message)
+
+    def _cancel(self, answer: LiveAnswer) -> None:
+        if self._answers.pop(answer.wanted.request, None) is not None:
+            self._tell(Cancel(answer.wanted.request))
+
+    # --- the life of the worker
+
+    def start(self) -> None:
+        """Keep a worker running from now on."""
+        self._running = asyncio.create_task(self._keep_running())
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The number of the worker's process, if there is one."""
+        return self._process.pid if self._process else None
+
+    async def stop(self) -> None:
+        """Refuse new requests, wait for the answers under way, end the worker."""
+        self.state, self._stopping = "stopping", True
+        deadline = time.monotonic() + self._queue_options.drain_s
+        while self._answers and time.monotonic() < deadline and self._process is not None:
+            await asyncio.sleep(0.05)
+        self._tell(Stop())
+        if self._running is not None and self._process is not None:
+            await asyncio.wait({self._running}, timeout=self._queue_options.drain_s)
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        self._fail_all("the server is stopping: ask again later.")
+
+    async def _keep_running(self) -> None:
+        died = 0
+        while not self._stopping:
+            await asyncio.sleep(_BACK_OFF_S[min(died, len(_BACK_OFF_S) - 1)])
+            if not self._stopping:
+                self.state, self.snapshot = "loading", None
+            self._process = process = await WorkerProcess.start(self._worker_options)
+            self._started_s = time.monotonic()
+            try:
+                was_ready = await self._listen(process)
+            finally:
+                self._process = None
+                how = await process.end()
+            if self._stopping:
+                return
+            if self.failure is not None and (self.failure.users_fault or died >= 2):
+                # loading it again would end in the same way
+                self.state = "failed"
+                self.loaded.set()
+                self._fail_all(f"the model cannot be loaded: {self.failure.message}")
+                return
+            died = 1 if was_ready else died + 1
+            self.restarts += 1
+            self._notice(f"the worker died ({how}): starting another.")
+            self._recover()
+
+    async def _listen(self, process: WorkerProcess) -> bool:
+        """Hand out what the worker says until it ends; return whether it was ever ready."""
+        was_ready = False
+        while True:
+            try:
+                messages = await asyncio.wait_for(process.channel.receive(), _SILENCE_S)
+            except asyncio.TimeoutError:
+                self._notice(f"the worker has been silent for {_SILENCE_S:.0f} s: ending it.")
+                return was_ready
+            if messages is None:
+                return was_ready
+            for message in messages:
+                was_ready = was_ready or isinstance(message, Ready)
+                self._take(message)
+
+    def _take(self, message: FromWorker) -> None:
+        """Do what one message of the worker asks for."""
+        if isinstance(message, (Accepted, Started, Prefilled, Piece, ToolCall, Finished)):
+            self._hand_out(message)
+        elif isinstance(message, (Failed, Counted, Tokenized, Rendered)):
+            if message.request in self._questions:
+                self._reply(message)
+            elif isinstance(message, Failed):
+                self._hand_out(message)
+        elif isinstance(message, Snapshot):
+            self.snapshot = message
+        elif isinstance(message, Ready):
+            self._become_ready(message)
+        elif isinstance(message, LoadFailed):
+            self.failure = message
+        elif isinstance(message, Loading):
+            self._notice(message.what)
+
+    def _reply(self, reply: Failed | Counted | Tokenized | Rendered) -> None:
+        future = self._questions[reply.request]
+        if not future.done():
+            future.set_result(reply)
+
+    def _hand_out(
+        self, event: Accepted | Started | Prefilled | Piece | ToolCall | Finished | Failed
+    ) -> None:
+        answer = self._answers.get(event.request)
+        if answer is None:
+            return
+        self.watch(answer.wanted, event)
+        answer.put(event)
+        if answer.ended:
+            del self._answers[event.request]
+
+    def _become_ready(self, ready: Ready) -> None:
+        self.card, self.state, self.failure = ready.card, "ready", None
+        seconds = time.monotonic() - self._started_s
+        for remark in ready.remarks:
+            self._notice(remark)
+        self._notice(f"ready after {seconds:.1f} s.")
+        self.loaded.set()
+        for answer in self._answers.values():
+            self._tell(answer.wanted)
+
+    def _recover(self) -> None:
+        """Fail what clients have seen a part of; keep the rest for the next worker."""
+        for answer in list(self._answers.values()):
+            if answer.said or answer.attempts >= _ATTEMPTS:
+                failed = Failed(answer.wanted.request, "unavailable", "the worker died: ask again.")
+                self._hand_out(failed)
+            else:
+                answer.attempts += 1
+        for number in self._questions:
+            self._reply(Failed(number, "unavailable", "the worker died: ask again."))
+
+    def _fail_all(self, why: str) -> None:
+        for number in list(self._answers):
+            self._hand_out(Failed(number, "unavailable", why))
+        for number in self._questions:
+            self._reply(Failed(number, "unavailable", why))

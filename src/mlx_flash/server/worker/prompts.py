@@ -1,0 +1,143 @@
+"""From a prompt as clients send it to tokens, within the context."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import PromptError
+from ...streaming.adapter import TokenizerWrapper
+from ..messages import ChatPrompt, Generate, Prompt, TextPrompt
+
+_FILL_IN = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),
+)
+"""How families mark what comes before, after, and is to be filled in."""
+
+
+class ContextError(PromptError):
+    """Raised when a prompt leaves no room for an answer in the context."""
+
+
+class Prompts:
+    """Renders and tokenizes for one model. Any thread."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, vocabulary: int, context_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self.context_tokens = context_tokens
+
+    def rendered(self, prompt: ChatPrompt) -> str:
+        """Return a chat as the model's template writes it.
+
+        Raises:
+            PromptError: the template refuses it.
+        """
+        if not self._tokenizer.has_chat_template:
+            return _without_template(prompt)
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                prompt.messages,
+                tools=prompt.tools or None,
+                tokenize=False,
+                add_generation_prompt=not prompt.continue_last,
+                continue_final_message=prompt.continue_last,
+                **prompt.template_options,
+            )
+        except Exception as error:
+            why = " ".join(str(error).split())[:300].rstrip(".")
+            raise PromptError(f"the model's chat template refuses this: {why}.") from error
+        return str(rendered)
+
+    def tokens(self, prompt: Prompt, add_special: bool = True) -> tuple[list[int], str]:
+        """Return the tokens of a prompt, and its text as far as it was rendered here.
+
+        Raises:
+            PromptError: it is empty, has tokens that the model has not, or the template refuses it.
+        """
+        if isinstance(prompt, ChatPrompt):
+            text = self.rendered(prompt)
+            return self.encoded(text, False), text
+        if isinstance(prompt, TextPrompt):
+            text = self._filled_in(prompt) if prompt.suffix else prompt.text
+            return self.encoded(text, add_special), ""
+        for token in prompt.tokens:
+            if not 0 <= token < self._vocabulary:
+                raise PromptError(f"the model has no token {token}: it has {self._vocabulary}.")
+        return list(prompt.tokens), ""
+
+    def checked(self, wanted: Generate) -> tuple[list[int], str]:
+        """Return the tokens of a prompt that is to be answered, and its rendered text.
+
+        Raises:
+            ContextError: it leaves no room in the context.
+            PromptError: as `tokens`, or it is empty.
+        """
+        tokens, text = self.tokens(wanted.prompt)
+        if not tokens:
+            start = self._tokenizer.bos_token_id
+            start = next(iter(sorted(self._tokenizer.eos_token_ids)), 0) if start is None else start
+            tokens = [start]
+        if len(tokens) >= self.context_tokens:
+            raise ContextError(
+                f"prompt is too long: {len(tokens)} tokens > {self.context_tokens - 1} maximum; "
+                "shorten it, or start the server with a larger --max-context."
+            )
+        return tokens, text
+
+    def encoded(self, text: str, add_special: bool) -> list[int]:
+        """Return the tokens of a text."""
+        valid = text.encode("utf-8", "replace").decode()
+        return list(self._tokenizer.encode(valid, add_special_tokens=add_special))
+
+    def decoded(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens.
+
+        Raises:
+            PromptError: the model has no such token.
+        """
+        for token in tokens:
+            if not 0 <= token < self._vocabulary:
+                raise PromptError(f"the model has no token {token}: it has {self._vocabulary}.")
+        return str(self._tokenizer.decode(list(tokens)))
+
+    def _filled_in(self, prompt: TextPrompt) -> str:
+        vocabulary = self._tokenizer.get_vocab()
+        for before, after, middle in _FILL_IN:
+            if before in vocabulary and after in vocabulary and middle in vocabulary:
+                return f"{before}{prompt.text}{after}{prompt.suffix}{middle}"
+        raise PromptError("this model cannot fill in before a suffix: leave the suffix out.")
+
+
+def _without_template(prompt: ChatPrompt) -> str:
+    """Return a chat as plain text, for a model that has no template."""
+    turns = [f"{message['role']}: {message.get('content') or ''}" for message in prompt.messages]
+    return "\n\n".join(turns if prompt.continue_last else [*turns, "assistant:"])
+
+
+def forced_call_schema(tools: Sequence[dict[str, Any]], choice: str) -> str:
+    """Return the JSON schema of a call of one of `tools`; of the one that `choice` names, `=name`.
+
+    Raises:
+        PromptError: there is no such tool.
+    """
+    functions = [tool["function"] for tool in tools]
+    if choice.startswith("="):
+        functions = [one for one in functions if one["name"] == choice[1:]]
+    if not functions:
+        raise PromptError(f"there is no tool {choice.removeprefix('=')!r} to call: send it.")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": one["name"]},
+                "arguments": one.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for one in functions
+    ]
+    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})

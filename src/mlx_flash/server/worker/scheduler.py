@@ -1,0 +1,275 @@
+"""Decides, step by step, whose prompt is computed and who generates, within the memory for it."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ...engine.prompt_store import PromptStore
+from ...errors import MLXFlashError
+from ...streaming.adapter import TokenizerWrapper
+from ..messages import Event, Failed, FailureKind, Piece, Prefilled, Started, TokenLogprob
+from .batch import Batch, Broken, Drawn, Left, Prefill, prompt_logprobs
+from .sequence import Answering, token_logprob
+
+_log = logging.getLogger(__name__)
+
+KV_STEP = 256
+"""Tokens by which mlx-lm's prompt caches grow."""
+
+_SCORE_STEP = 32
+_SAVE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may run at once.
+
+    The prompt caches of all answers, and of prompts kept for later, stay below `kv_bytes`;
+    a token takes `token_bytes`. A prompt is computed `prefill_step` tokens at a time, or
+    `shared_step` while others generate, so that they do not wait long.
+    """
+
+    max_batch: int
+    kv_bytes: int
+    token_bytes: int
+    prefill_step: int
+    shared_step: int = 512
+
+    def needed_bytes(self, rows: int, longest: int) -> int:
+        """Return what a batch takes, in which every row is as long as the longest."""
+        return rows * -(-(longest + 1) // KV_STEP) * KV_STEP * self.token_bytes
+
+
+class Scheduler:
+    """The answers that wait and those under way. One thread only, but for `counts`."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: TokenizerWrapper,
+        limits: Limits,
+        store: PromptStore,
+        send: Callable[[Sequence[Event]], None],
+    ) -> None:
+        """`send` is handed what there is to tell after each step."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._store = store
+        self._send = send
+        self._waiting: deque[Answering] = deque()
+        self._running: dict[int, Answering] = {}
+        self._prefill: tuple[Answering, Prefill] | None = None
+        self._scoring: tuple[Answering, Iterator[list[Event]]] | None = None
+        self._batch = Batch(model)
+        self._unsaved_since: float | None = None
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generation_tokens = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self._waiting or self._running or self._prefill or self._scoring)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many answers are under way, and how many wait."""
+        under_way = len(self._running) + bool(self._prefill) + bool(self._scoring)
+        return under_way, len(self._waiting)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of prompt cache of the answers under way."""
+        prefill = self._prefill
+        return self._batch.kv_bytes + (prefill[1].kv_bytes if prefill else 0)
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Bytes of the prompts that are kept for later."""
+        return self._store.num_bytes
+
+    def add(self, answering: Answering) -> None:
+        """Let an answer wait its turn."""
+        self._waiting.append(answering)
+
+    def cancel(self, request: int) -> None:
+        """Forget an answer; what was computed of it is kept for one that begins the same."""
+        self._waiting = deque(one for one in self._waiting if one.key != request)
+        if self._scoring and self._scoring[0].key == request:
+            self._scoring = None
+        if self._prefill and self._prefill[0].key == request:
+            _, prefill = self._prefill
+            self._prefill = None
+            self._keep(prefill.leave())
+        if self._running.pop(request, None) is not None:
+            self._keep(self._batch.leave(request))
+
+    def step(self) -> None:
+        """Draw a token for each answer under way, then compute a part of the next prompt."""
+        events: list[Event] = []
+        self._make_room()
+        for one in self._batch.step():
+            events += self._take(one)
+        self._send(events)
+        self._send(self._advance())
+
+    def rest(self) -> None:
+        """Do, while there is nothing to compute, what takes time: keep prompts on disk."""
+        since = self._unsaved_since
+        if since is not None and time.monotonic() - since > _SAVE_AFTER_S:
+            self.save()
+
+    def save(self) -> None:
+        """Keep on disk what was computed."""
+        self._store.save()
+        self._unsaved_since = None
+
+    # --- answers under way
+
+    def _take(self, one: Drawn | Broken) -> list[Event]:
+        """Return what there is to tell of a step for one sequence."""
+        answering = self._running[one.key]
+        if isinstance(one, Broken):
+            del self._running[one.key]
+            return [_failed(one.key, one.error)]
+        self.generation_tokens += 1
+        events, reason = answering.add(one.token, one.logprobs, self._tokenizer)
+        if reason is None:
+            return events
+        del self._running[one.key]
+        self._keep(self._batch.leave(one.key))
+        return [*events, *answering.end(reason)]
+
+    def _keep(self, left: Left) -> None:
+        self._store.put(left.tokens, left.cache)
+        self._store.shrink(max(0, self._limits.kv_bytes - self.kv_bytes))
+        self._unsaved_since = time.monotonic()
+
+    def _make_room(self) -> None:
+        """Interrupt the latest answers until the next step of the others fits."""
+        limits = self._limits
+        while len(self._running) > 1:
+            longest = max(len(one.tokens) for one in self._running.values())
+            needed = limits.needed_bytes(len(self._running), longest)
+            if needed <= limits.kv_bytes:
+                self._store.shrink(limits.kv_bytes - needed)
+                return
+            latest = max(self._running.values(), key=lambda one: one.begun_s or 0.0)
+            del self._running[latest.key]
+            self._keep(self._batch.leave(latest.key))
+            latest.interrupted()
+            self._waiting.appendleft(latest)
+
+    # --- prompts
+
+    def _advance(self) -> list[Event]:
+        """Compute a part of the next prompt; return what there is to tell."""
+        answering: Answering | None = None
+        try:
+            if self._scoring is not None:
+                answering, scoring = self._scoring
+                return self._score(answering, scoring)
+            if self._prefill is None:
+                return self._begin()
+            answering, prefill = self._prefill
+            return self._compute(answering, prefill)
+        except Exception as error:  # noqa: BLE001 - one prompt's trouble is not the others'
+            self._scoring = self._prefill = None
+            if answering is None:
+                answering = self._waiting.popleft()
+            self._running.pop(answering.key, None)
+            return [_failed(answering.key, error)]
+
+    def _begin(self) -> list[Event]:
+        """Begin the answer that waits longest, if it fits."""
+        if not self._waiting or len(self._running) >= self._limits.max_batch:
+            return []
+        answering = self._waiting[0]
+        longest = max([len(answering.tokens), *(len(o.tokens) for o in self._running.values())])
+        needed = self._limits.needed_bytes(len(self._running) + 1, longest)
+        if self._running and needed > self._limits.kv_bytes:
+            return []
+        self._store.shrink(max(0, self._limits.kv_bytes - needed))
+        if answering.wanted.echo and answering.begun_s is None:
+            answering.begun_s = time.monotonic()
+            self._waiting.popleft()
+            self._scoring = (answering, self._scored(answering))
+            return [Started(answering.key, 0)]
+        first = answering.begun_s is None or answering.wanted.echo
+        found = self._store.find(answering.tokens)
+        prefill = Prefill(
+            self._model,
+            answering.key,
+            answering.tokens,
+            Left(*found) if found else None,
+            answering.draw,
+            answering.processors,
+        )
+        self._waiting.popleft()
+        self._prefill = (answering, prefill)
+        if not first:
+            return []
+        answering.begun_s = answering.begun_s or time.monotonic()
+        answering.cached_tokens = prefill.done
+        self.prompt_tokens += prefill.total
+        self.cached_tokens += prefill.done
+        return [] if answering.wanted.echo else [Started(answering.key, prefill.done)]
+
+    def _compute(self, answering: Answering, prefill: Prefill) -> list[Event]:
+        """Compute the next part of a prompt, or its end."""
+        if prefill.ready:
+            self._batch.join(prefill)
+            self._prefill = None
+            self._running[answering.key] = answering
+            return []
+        limits = self._limits
+        prefill.step(limits.shared_step if self._running else limits.prefill_step)
+        if prefill.ready and not self._store.trims:
+            self._keep(prefill.leave())
+        return [Prefilled(answering.key, prefill.done, prefill.total)]
+
+    def _score(self, answering: Answering, scoring: Iterator[list[Event]]) -> list[Event]:
+        """Go on with the log-probabilities of a prompt that is echoed; then begin its answer."""
+        events = next(scoring, None)
+        if events is not None:
+            return events
+        self._scoring = None
+        if answering.max_tokens == 0:
+            return answering.end("length")
+        self._waiting.appendleft(answering)
+        return []
+
+    def _scored(self, answering: Answering) -> Iterator[list[Event]]:
+        """Yield the pieces of a prompt, with log-probabilities where they are wanted."""
+        tokens, top = answering.tokens, answering.wanted.top_logprobs
+        if top is None:
+            text = str(self._tokenizer.decode(tokens))
+            yield [Piece(answering.key, "prompt", text, 0)]
+            return
+        before: mx.array | None = None
+        done = 0
+        for logprobs in prompt_logprobs(self._model, tokens, _SCORE_STEP):
+            part = tokens[done : done + len(logprobs)]
+            scored: list[TokenLogprob] = []
+            for place, token in enumerate(part):
+                scored.append(token_logprob(token, before, top, self._tokenizer))
+                before = logprobs[place]
+            done += len(part)
+            text = "".join(one.text for one in scored)
+            yield [Piece(answering.key, "prompt", text, 0, scored)]
+
+
+def _failed(request: int, error: Exception) -> Failed:
+    """Return what a client is told of an error; one that is not ours is logged with its trace."""
+    kind: FailureKind = "internal"
+    if isinstance(error, MLXFlashError):
+        _log.warning("request %d failed: %s", request, error)
+        return Failed(request, kind, str(error))
+    _log.error("request %d failed", request, exc_info=error)
+    return Failed(request, kind, "the answer could not be computed; the server's log says more.")
