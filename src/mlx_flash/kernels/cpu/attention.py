@@ -1,7 +1,8 @@
 """Scaled dot-product attention in float32: one pass over the keys, a block of them at a time.
 
 The softmax is kept as it grows (running maximum and sum, as in FlashAttention), over blocks that
-start at fixed positions: the result of a query depends on no other query.
+start at fixed positions, counted from the first key that a query may look at: its result depends on
+no other query, nor on the padding that a batch puts before its keys.
 """
 
 import math
@@ -22,6 +23,7 @@ from .weighted import STEP, add_weighted_rows
 _BLOCK = 128  # keys at a time: their scores stay in the first-level cache
 _TILE = 4  # keys, and heads, that are multiplied together
 _LOWEST, _ZERO = np.float32(-math.inf), np.float32(0.0)
+_MASKED = np.finfo(np.float32).min
 _ALONE = 1 << 17  # multiplications that one thread does sooner than another wakes
 
 
@@ -101,7 +103,7 @@ def _attend_query(task, batch, kv_head, query):  # type: ignore[no-untyped-def]
         seen[head, 0], seen[head, 1] = _LOWEST, _ZERO
         _clear(out + head * out_stride, value_width)
     end = _visible_keys(task, query)
-    for start in range(0, end, _BLOCK):
+    for start in range(_first_visible_key(mask, mask_stride, heads, end), end, _BLOCK):
         count = min(_BLOCK, end - start)
         _score(table, keys + start * key_stride, key_stride, key_width, count)
         for head in range(heads):
@@ -136,6 +138,21 @@ def _visible_keys(task, query):  # type: ignore[no-untyped-def]
     if load_int(task + 8 * Attention.CAUSAL) > 0:
         num_keys -= load_int(task + 8 * Attention.NUM_QUERIES) - query - 1
     return num_keys
+
+
+@inlined
+def _first_visible_key(mask, mask_stride, heads, end):  # type: ignore[no-untyped-def]
+    """Return the first key that the mask, if not 0, lets any of the heads look at; 0 if none.
+
+    A mask of booleans comes as the lowest number, not as minus infinity.
+    """
+    if mask <= 0:
+        return 0
+    for key in range(end):
+        for head in range(heads):
+            if load_float(mask + head * mask_stride + 4 * key) > _MASKED:
+                return key
+    return 0
 
 
 @inlined
