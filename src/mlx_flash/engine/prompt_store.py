@@ -37,9 +37,10 @@ MIN_TOKENS = 32
 
 _MAX_ENTRIES = 64
 _MIN_TOKENS_ON_DISK = 256
+_ABANDONED_S = 3600.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     """A computed prompt: in memory, where `cache` is not None, or in a file, or both."""
 
@@ -183,7 +184,8 @@ class PromptStore:
         """
         with contextlib.suppress(OSError):
             for part in folder.glob("*.part.safetensors"):
-                part.unlink(missing_ok=True)
+                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                    part.unlink(missing_ok=True)
         found = []
         with contextlib.suppress(OSError):
             for path in folder.glob(f"{self._key}-*.safetensors"):

@@ -148,24 +148,30 @@ class Batch:
         return left
 
     def _try_one_by_one(self) -> list[Drawn | Broken]:
-        """Take the batch apart after a failed step and put together who can go on."""
+        """Take the batch apart after a failed step and put together who can go on.
+
+        What the step was to report was drawn in the one before.
+        """
         failed: Any = self._batch
         self._batch = GenerationBatch.empty(self._model, greedy)
-        broken: list[Drawn | Broken] = []
+        results: list[Drawn | Broken] = []
+        pending = failed._current_tokens.tolist()
         for place, key in enumerate(failed.uids):
             try:
-                self._batch.extend(self._again(failed, place))
+                self._batch.extend(self._again(failed, place, pending[place]))
             except Exception as error:  # noqa: BLE001 - reported as this sequence's end
-                broken.append(Broken(key, error))
-        return broken
+                results.append(Broken(key, error))
+            else:
+                results.append(Drawn(key, pending[place], failed._current_logprobs[place]))
+        return results
 
-    def _again(self, failed: Any, place: int) -> GenerationBatch:
+    def _again(self, failed: Any, place: int, pending: int) -> GenerationBatch:
         """Return a batch of the one sequence at `place` of a failed one, with its step repeated.
 
         In some layers its cache holds the token of the failed step already. Where that cannot be
         trimmed, as in a recurrent layer, the whole sequence is computed anew.
         """
-        rest = [failed._current_tokens.tolist()[place]]
+        rest = [pending]
         tokens, cache = list(failed.tokens[place]), failed.extract_cache(place)
         if all(entry.is_trimmable() for entry in cache):
             for entry in cache:
