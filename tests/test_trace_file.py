@@ -359,6 +359,17 @@ def test_a_decompression_bomb_takes_no_more_memory_than_its_tokens(
     assert sizes == [2 * len(ONE_TOKEN), len(ONE_TOKEN)]
 
 
+def test_more_routing_than_memory_should_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace"
+    expected = write(path, ("a", 4), ("b", 4))
+    monkeypatch.setattr(trace_files, "_MAX_TRACE_BYTES", 8 * len(ONE_TOKEN))
+    assert same(read_trace(path), expected)
+    write(path, ("c", 1))
+    assert "record fewer tokens" in refused(path)
+
+
 def test_domains_are_picked_apart_and_passes_stay_together() -> None:
     trace = random_trace(9, domains=[("a", 3), ("b", 4), ("a", 2)], steps=[3, 4, 1, 1])
     parts = trace.by_domain()

@@ -25,6 +25,7 @@ _MAGIC = "mlx-flash-trace"
 _VERSION = 1
 _MAX_LINE_BYTES = 1024 * 1024
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024
+_MAX_TRACE_BYTES = 2 * 1024**3  # of a file as arrays: 1.4 million tokens of 48 layers, top-8
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K, _MAX_NAME = 4096, 65536, 256, 1024
 _MAX_TABLE = 2**20  # layers times experts: of what large models have, some 50 times
 _MAX_EXPERT_BYTES = 2**40
@@ -227,14 +228,25 @@ class TraceWriter:
 def read_trace(path: str | Path) -> Trace:
     """Return the trace in a file; a last block that was not finished is left out.
 
+    All of it is read into memory, up to 2 GiB.
+
     Raises:
-        TraceError: no such file, no trace, an empty one, or one that is damaged.
+        TraceError: no such file, no trace, an empty one, one that is damaged, or more than that.
     """
     path = Path(path)
+    blocks: list[Trace] = []
+    num_bytes = 0
     try:
         with path.open("rb") as file:
             routing = _read_header(file, path)
-            blocks = list(_read_blocks(file, routing, path))
+            for block in _read_blocks(file, routing, path):
+                num_bytes += block.experts.nbytes + block.weights.nbytes
+                if num_bytes > _MAX_TRACE_BYTES:
+                    raise TraceError(
+                        f"{path} holds more routing than the {_MAX_TRACE_BYTES // 1024**2} MiB "
+                        "that are read into memory: record fewer tokens into one file."
+                    )
+                blocks.append(block)
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}.") from error
     if not blocks:
