@@ -130,6 +130,7 @@ def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
     assert found["rows"][-1]["hit_rate"] == 1.0
     assert (found["model"]["num_experts"], found["model"]["top_k"]) == (NUM_EXPERTS, TOP_K)
     assert any("Hit rates are those of the bundled model" in a for a in found["assumptions"])
+    assert any("2 ms of a layer besides its weights" in a for a in found["assumptions"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     memory = [row["memory_bytes"] for row in found["rows"]]
     less = report("plan", model, "--ram", str(memory[2]), "--ssd-gbps", "7.5")
