@@ -23,8 +23,8 @@ from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.engine.pack import pack
 from mlx_flash.errors import OptionError, PackError
-from mlx_flash.streaming import adapter
 from mlx_flash.streaming.expert_stream import ExpertStream
+from mlx_flash.streaming.tokens import tokens_after
 
 SECONDS = ("ttft_s", "tpot_p50_s", "tpot_p99_s", "compute_s")
 
@@ -53,7 +53,7 @@ def test_an_inflated_model_answers_and_routes_as_before(tmp_path: Path) -> None:
             read_options=ReadOptions(prefetch=False),  # whose hits depend on the time reads take
         )
         prompt = list(files.tokenizer.encode("import os\n\n\ndef read_lines(path):\n"))
-        answers.append(list(adapter.tokens_after(loaded.model, prompt, 24, 0.0, 32)))
+        answers.append(list(tokens_after(loaded.model, prompt, 24, 0.0, 32)))
         assert loaded.stream is not None
         asked.append((loaded.stream.counters.asks, loaded.stream.counters.hits))
     assert answers[0] == answers[1]

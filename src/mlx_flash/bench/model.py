@@ -20,9 +20,8 @@ from ..engine.alone import drop_page_cache, everything_resident, reading_alone
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
-from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
+from ..streaming.tokens import TokenizerWrapper, tokens_after
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -293,7 +292,7 @@ def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
     before = after_prompt = counters.snapshot()
     token_s: list[float] = []
     start, ttft_s = time.perf_counter(), 0.0
-    for _ in adapter.tokens_after(
+    for _ in tokens_after(
         loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step, part.following
     ):
         now = time.perf_counter()

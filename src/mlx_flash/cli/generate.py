@@ -42,7 +42,7 @@ from .status import StatusLine
 if TYPE_CHECKING:
     from ..engine.generate import GenerateOptions, GenerationReport
     from ..engine.load import LoadedModel
-    from ..streaming.adapter import TokenizerWrapper
+    from ..streaming.tokens import TokenizerWrapper
 
 
 def command(

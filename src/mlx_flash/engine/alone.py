@@ -18,8 +18,8 @@ from ..kernels.dispatch import choose_kernels
 from ..kernels.reference import Quantization
 from ..planner.speed import ModelSpeed
 from ..store.reader import ReadBatch
-from ..streaming import adapter
 from ..streaming.expert_stream import ExpertStream
+from ..streaming.tokens import tokens_after
 from ..telemetry.machine import num_cores
 from .backend import computes_on_cpu
 from .load import LoadedModel
@@ -50,9 +50,7 @@ def measured_speed(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) 
     seconds: list[float] = []
     with everything_resident(loaded.stream):
         start = time.perf_counter()
-        for _ in adapter.tokens_after(
-            loaded.model, prompt, 1 + num_tokens, 0.0, loaded.prefill_step
-        ):
+        for _ in tokens_after(loaded.model, prompt, 1 + num_tokens, 0.0, loaded.prefill_step):
             now = time.perf_counter()
             seconds.append(now - start)
             start = now

@@ -11,8 +11,7 @@ from mlx_lm import stream_generate
 from mlx_lm.generate import GenerationResponse
 
 from ..errors import OptionError, PromptError
-from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
+from ..streaming.tokens import TokenizerWrapper, encode_prompt, sampler
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 from .backend import backend_name
@@ -110,7 +109,7 @@ def encode(tokenizer: TokenizerWrapper, prompt: str, options: GenerateOptions) -
     """
     if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise PromptError("the prompt is not valid text: give it in UTF-8.")
-    tokens = adapter.encode_prompt(tokenizer, prompt, options.chat_template)
+    tokens = encode_prompt(tokenizer, prompt, options.chat_template)
     if not prompt or not tokens:
         raise PromptError("the prompt is empty: give some text.")
     return tokens
@@ -158,7 +157,7 @@ def generate(
             tokenizer,
             list(prompt),
             max_tokens=max_tokens,
-            sampler=adapter.sampler(options.temperature),
+            sampler=sampler(options.temperature),
             prefill_step_size=loaded.prefill_step,
         ):
             found.add(last)
