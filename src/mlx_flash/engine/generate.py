@@ -55,13 +55,12 @@ class GenerationReport:
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
     The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
-    model has as many as experts;
-    `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
-    process wrote while it generated, None where the system does not count. Of the `experts` that
-    `prefetch` read ahead, `used` were asked for, `late` of those before they had arrived; `why_off`
-    says why none is read in the end.
-    `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
-    `peak_rss_bytes` is of the whole process, Python included.
+    model has as many as experts. `direct_io` says whether experts are read past the page cache;
+    `ssd_bytes_written` is what this process wrote while it generated, None where the system does
+    not count. Of the `experts` that `prefetch` read ahead, `used` were asked for, `late` of those
+    before they had arrived; `why_off` says why none is read in the end. `peak_model_bytes` is the
+    most memory that MLX held, to be compared with the limit; `peak_rss_bytes` is of the whole
+    process, Python included.
     """
 
     text: str
