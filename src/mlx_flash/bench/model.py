@@ -325,6 +325,12 @@ def read_options_of(
     )
 
 
+def use_reader(loaded: LoadedModel, reader: str) -> None:
+    """Read a model's experts through maps from now on if the reader is MMAP: no option says so."""
+    if reader == MMAP and loaded.stream is not None:
+        loaded.stream.reader.preadv = MmapPreadv()
+
+
 class MmapPreadv:
     """Reads as one who maps the files into memory: the system reads pages as they are touched."""
 

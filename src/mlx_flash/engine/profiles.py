@@ -17,7 +17,7 @@ from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import packed_stacks, survey
 from ..telemetry.trace import Trace
 from .find import model_name
-from .load import ModelFiles
+from .load import LoadedModel, ModelFiles
 
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
@@ -107,6 +107,18 @@ def load_experts(stream: ExpertStream, ranking: Ranking) -> int:
     if stream.restorer.thread is not None:
         stream.restorer.thread.join()
     return stream.counters.restored - before
+
+
+def load_profile(loaded: LoadedModel, name: str, folder: Path | None) -> None:
+    """Read the experts of a profile into free slots; all are there where nothing is streamed.
+
+    Raises:
+        OptionError, TraceError: as `find_profile` does, whether anything is read or not.
+    """
+    num_experts = [layout.num_experts for layout in loaded.layouts]
+    ranking = find_profile(name, model_name(loaded.checkpoint.folder), num_experts, folder)
+    if loaded.stream is not None:
+        load_experts(loaded.stream, ranking)
 
 
 def get_warmup_experts(
