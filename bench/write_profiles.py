@@ -16,7 +16,7 @@ from mlx_flash.config import CacheOptions
 from mlx_flash.engine.plan import BUNDLED_CURVE
 from mlx_flash.engine.profiles import ranking_of
 from mlx_flash.engine.replay import curve_of
-from mlx_flash.telemetry.trace import read_trace
+from mlx_flash.telemetry.trace_file import read_trace
 
 ASSETS = Path("src/mlx_flash/assets")
 CURVE_TOKENS = 2048  # of each domain

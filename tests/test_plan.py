@@ -33,7 +33,7 @@ from mlx_flash.planner.speed import (
     fits,
     predict,
 )
-from mlx_flash.telemetry.trace import TraceWriter
+from mlx_flash.telemetry.trace_file import TraceWriter
 
 GB = 10**9
 MACHINE = MachineProfile("cpu", 64 * GB, 60 * GB, 3.0, 1e-4, 20.0, 1e-4, 200.0, 1e-11)

@@ -13,8 +13,9 @@ import pytest
 from routing import random_trace, routing
 
 from mlx_flash.errors import TraceError
-from mlx_flash.telemetry import trace as trace_files
-from mlx_flash.telemetry.trace import Routing, Trace, TraceWriter, joined, merged, read_trace
+from mlx_flash.telemetry import trace_file as trace_files
+from mlx_flash.telemetry.trace import Routing, Trace, joined, merged
+from mlx_flash.telemetry.trace_file import TraceWriter, read_trace
 
 
 def write(path: Path, *blocks: tuple[str, int], seed: int = 0) -> Trace:

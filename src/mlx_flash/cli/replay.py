@@ -84,7 +84,8 @@ def command(
 
 def _read(paths: list[Path], max_tokens: int | None) -> "Trace":
     """Return what traces have of each domain in turn: all of it, or the last `max_tokens`."""
-    from ..telemetry.trace import joined, read_trace
+    from ..telemetry.trace import joined
+    from ..telemetry.trace_file import read_trace
 
     parts = list(joined([read_trace(path) for path in paths]).by_domain().values())
     if max_tokens is not None:

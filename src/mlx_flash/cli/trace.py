@@ -130,7 +130,7 @@ def _record(
     """Read the texts; write trace and profile; return what is printed as JSON."""
     from ..engine.profiles import save_profile
     from ..engine.trace import record, routing_of, trace_of_passes
-    from ..telemetry.trace import TraceWriter
+    from ..telemetry.trace_file import TraceWriter
 
     passes: list[Any] = []
     routing = routing_of(loaded)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ..errors import PromptError, UnsupportedModelError
 from ..streaming.install import record_routing
 from ..streaming.tokens import TokenizerWrapper, read_tokens
-from ..telemetry.trace import Routing, Trace, TraceWriter, merged
+from ..telemetry.trace import Routing, Trace, merged
+from ..telemetry.trace_file import TraceWriter
 from .find import model_name
 from .load import LoadedModel
 
