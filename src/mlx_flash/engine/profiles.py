@@ -50,13 +50,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def save_profile(name: str, trace: Trace, folder: Path) -> Path:
-    """Write the profile of a trace's model under a name; return the file.
-
-    Raises:
-        OptionError, TraceError: a name that cannot be one; the disk refuses.
-    """
-    path = _path_of(check_name(name), trace.routing.model, folder)
+def profile_text(trace: Trace) -> str:
+    """Return what the profile of a trace's model has in its file."""
     profile = {
         "version": _VERSION,
         "model": trace.routing.model,
@@ -64,10 +59,20 @@ def save_profile(name: str, trace: Trace, folder: Path) -> Path:
         "tokens": trace.num_tokens,
         "experts": ranking_of(trace),
     }
+    return json.dumps(profile, separators=(",", ":"))
+
+
+def save_profile(name: str, trace: Trace, folder: Path) -> Path:
+    """Write the profile of a trace's model under a name; return the file.
+
+    Raises:
+        OptionError, TraceError: a name that cannot be one; the disk refuses.
+    """
+    path = _path_of(check_name(name), trace.routing.model, folder)
     part = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(profile, separators=(",", ":")))
+        part.write_text(profile_text(trace))
         part.replace(path)
     except OSError as error:
         raise TraceError(f"cannot write {path}: {error.strerror or error}.") from error
