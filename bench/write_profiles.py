@@ -14,9 +14,9 @@ import typer
 
 from mlx_flash.config import CacheOptions
 from mlx_flash.engine.plan import BUNDLED_CURVE
-from mlx_flash.engine.profiles import ranking_of
+from mlx_flash.engine.profiles import profile_text
 from mlx_flash.engine.replay import curve_of
-from mlx_flash.telemetry.trace import read_trace
+from mlx_flash.telemetry.trace_file import read_trace
 
 ASSETS = Path("src/mlx_flash/assets")
 CURVE_TOKENS = 2048  # of each domain
@@ -27,15 +27,7 @@ def main(trace: Path) -> None:
     domains = read_trace(trace).by_domain()
     curves = []
     for name, part in domains.items():
-        profile = {
-            "version": 1,
-            "model": part.routing.model,
-            "num_experts": list(part.routing.num_experts),
-            "tokens": part.num_tokens,
-            "experts": ranking_of(part),
-        }
-        text = json.dumps(profile, separators=(",", ":"))
-        (ASSETS / "profiles" / f"{name}.json").write_text(text + "\n")
+        (ASSETS / "profiles" / f"{name}.json").write_text(profile_text(part) + "\n")
         end = part.num_tokens
         curves.append(curve_of(part.slice(end - CURVE_TOKENS, end), CacheOptions.policy))
     curve = {

@@ -18,13 +18,13 @@ from mlx_flash.bench.inflate import inflate
 from mlx_flash.bench.model import BenchReport, MmapPreadv, measure_model, read_options_of
 from mlx_flash.cli.bench import _closing_lines
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions
-from mlx_flash.engine.alone import ReadSpeed, everything_resident
+from mlx_flash.engine.alone import ReadSpeed, everything_resident, median_gbps
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.load import ModelFiles, load_model
 from mlx_flash.engine.pack import pack
 from mlx_flash.errors import OptionError, PackError
-from mlx_flash.streaming import adapter
 from mlx_flash.streaming.expert_stream import ExpertStream
+from mlx_flash.streaming.tokens import tokens_after
 
 SECONDS = ("ttft_s", "tpot_p50_s", "tpot_p99_s", "compute_s")
 
@@ -53,7 +53,7 @@ def test_an_inflated_model_answers_and_routes_as_before(tmp_path: Path) -> None:
             read_options=ReadOptions(prefetch=False),  # whose hits depend on the time reads take
         )
         prompt = list(files.tokenizer.encode("import os\n\n\ndef read_lines(path):\n"))
-        answers.append(list(adapter.tokens_after(loaded.model, prompt, 24, 0.0, 32)))
+        answers.append(list(tokens_after(loaded.model, prompt, 24, 0.0, 32)))
         assert loaded.stream is not None
         asked.append((loaded.stream.counters.asks, loaded.stream.counters.hits))
     assert answers[0] == answers[1]
@@ -199,6 +199,19 @@ def test_slots_stay_as_they_are_while_computing_alone_is_measured(checkpoint: Pa
     assert books.capacities == [3, 3]
     stream.resize(2)
     assert books.capacities == [2, 2]
+
+
+@pytest.mark.parametrize("slow_read", [1, 45, 90])
+def test_a_moment_in_which_the_disk_stands_still_does_not_change_its_rate(slow_read: int) -> None:
+    marks = [(0.0, 0)]
+    for read in range(1, 91):
+        seconds = 5.0 if read == slow_read else 0.01
+        marks.append((marks[-1][0] + seconds, 2 * 10**7 * read))
+    assert median_gbps(marks) == pytest.approx(2.0)
+
+
+def test_the_rate_of_a_few_reads_is_their_mean() -> None:
+    assert median_gbps([(1.0, 0), (1.5, 10**9), (5.0, 2 * 10**9)]) == pytest.approx(0.5)
 
 
 def test_the_disk_is_measured_without_maps_that_keep_its_pages(

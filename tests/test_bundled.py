@@ -15,7 +15,7 @@ from mlx_lm import generate as mlx_lm_generate
 from mlx_flash import find_stream, load
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.formats.checkpoint import Checkpoint
-from mlx_flash.streaming import adapter
+from mlx_flash.streaming.tokens import open_tokenizer
 
 HELD_OUT = Path(__file__).parent / "data" / "heldout"
 DOMAINS = ("coding", "writing", "math", "chat")
@@ -55,7 +55,7 @@ print(json.dumps({"before": before, "at_load": at_load, "planned": loaded.plan.t
 
 
 def held_out_tokens(domain: str, count: int) -> mx.array:
-    tokenizer = adapter.open_tokenizer(bundled_model())
+    tokenizer = open_tokenizer(bundled_model())
     text = (HELD_OUT / f"{domain}.txt").read_text(encoding="utf-8")[: 12 * count]
     return mx.array(tokenizer.encode(text)[:count])[None]
 

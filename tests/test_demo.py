@@ -30,7 +30,7 @@ from mlx_flash.engine.warmup import (
     summarize,
 )
 from mlx_flash.errors import OptionError
-from mlx_flash.streaming import adapter
+from mlx_flash.streaming.tokens import follow_tokens
 
 OPTIONS = WarmupOptions(num_tokens=32)
 DEMO = ["demo", "warmup", "-n", "32"]
@@ -82,7 +82,7 @@ def test_followed_tokens_give_the_logits_of_one_pass(
     loaded: LoadedModel, files: ModelFiles
 ) -> None:
     tokens = files.tokenizer.encode("import os\n")
-    *_, last = adapter.follow_tokens(loaded.model, tokens)
+    *_, last = follow_tokens(loaded.model, tokens)
     whole = loaded.model(mx.array([tokens]))[0, -1]
     assert mx.allclose(last, whole, atol=1e-3)
 

@@ -33,7 +33,7 @@ from mlx_flash.planner.speed import (
     fits,
     predict,
 )
-from mlx_flash.telemetry.trace import TraceWriter
+from mlx_flash.telemetry.trace_file import TraceWriter
 
 GB = 10**9
 MACHINE = MachineProfile("cpu", 64 * GB, 60 * GB, 3.0, 1e-4, 20.0, 1e-4, 200.0, 1e-11)
@@ -130,6 +130,7 @@ def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
     assert found["rows"][-1]["hit_rate"] == 1.0
     assert (found["model"]["num_experts"], found["model"]["top_k"]) == (NUM_EXPERTS, TOP_K)
     assert any("Hit rates are those of the bundled model" in a for a in found["assumptions"])
+    assert any("2 ms of a layer besides its weights" in a for a in found["assumptions"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     memory = [row["memory_bytes"] for row in found["rows"]]
     less = report("plan", model, "--ram", str(memory[2]), "--ssd-gbps", "7.5")

@@ -1,5 +1,9 @@
 """Each policy's own rule, on uses that tell it from the others."""
 
+import sys
+from types import FrameType
+from typing import Any
+
 import pytest
 
 from mlx_flash.cache.policies import (
@@ -96,10 +100,10 @@ def test_forward_keeps_who_followed_those_that_are_used_now() -> None:
 def test_forward_learns_nothing_before_someone_has_to_leave() -> None:
     policy = Forward()
     leaving(policy, "abcabc", "abc")
-    assert not policy._followers.any()
+    assert not policy._tables.followers.any()
     policy.evicted(0)
     leaving(policy, "abcabc", "abc")
-    assert policy._followers[0, 1] > 0 == policy._followers[1, 0]
+    assert policy._tables.followers[0, 1] > 0 == policy._tables.followers[1, 0]
 
 
 def test_forward_does_not_learn_from_a_prompt() -> None:
@@ -108,7 +112,7 @@ def test_forward_does_not_learn_from_a_prompt() -> None:
     for now in (1, 2, 3):
         for expert in range(policy._MAX_USED + 1):
             policy.used(expert, now)
-    assert not policy._followers.any()
+    assert not policy._tables.followers.any()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -121,3 +125,33 @@ def test_ties_go_to_the_lowest_expert(name: str) -> None:
     unknown = POLICIES[name]()
     assert unknown.victim([9, 7, 8], 1) == 7
     assert unknown.ranked([], 1) == []
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_experts_are_ranked_at_any_moment_of_a_use(name: str) -> None:
+    policy = POLICIES[name]()
+    found: list[list[int]] = []
+
+    def rank_at_each_line(frame: FrameType, event: str, argument: Any) -> Any:
+        if "policies" in frame.f_code.co_filename and event == "line":
+            found.append(sorted(policy.ranked([0, 1], 5)))
+        return rank_at_each_line
+
+    traced = sys.gettrace()
+    sys.settrace(rank_at_each_line)  # a tracer is not traced itself: it stands for another thread
+    try:
+        for now, expert in enumerate((0, 1, 3, 1, 0, 6), start=1):
+            policy.used(expert, now)
+            policy.evicted(9)
+    finally:
+        sys.settrace(traced)
+    assert len(found) > 6
+    assert all(experts == [0, 1] for experts in found)
+
+
+def test_ranking_makes_no_room_for_experts_that_were_never_used() -> None:
+    policy = Forward()
+    policy.used(2, 1)
+    before = policy._tables
+    assert policy.ranked([1, 2, 700], 2) == [2, 700, 1]
+    assert policy._tables is before

@@ -15,7 +15,7 @@ from talking import NUM_EXPERTS, TOP_K, write_talking_model
 
 from mlx_flash import Trace, read_trace
 from mlx_flash.engine.replay import REPLAY_NAMES, replay
-from mlx_flash.telemetry.trace import TraceWriter
+from mlx_flash.telemetry.trace_file import TraceWriter
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ASK = ("-p", "import os\n" * 90, "--no-chat-template", "-n", "12", "--cold", "--no-prefetch")

@@ -15,7 +15,8 @@ from mlx_flash.engine.load import load_model
 from mlx_flash.engine.replay import replay, split_slots, splitting_by
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.planner.curve import lru_curve
-from mlx_flash.telemetry.trace import Trace, TraceWriter
+from mlx_flash.telemetry.trace import Trace
+from mlx_flash.telemetry.trace_file import TraceWriter
 
 
 def uneven(tokens: int = 300) -> Trace:

@@ -13,8 +13,9 @@ import pytest
 from routing import random_trace, routing
 
 from mlx_flash.errors import TraceError
-from mlx_flash.telemetry import trace as trace_files
-from mlx_flash.telemetry.trace import Routing, Trace, TraceWriter, joined, merged, read_trace
+from mlx_flash.telemetry import trace_file as trace_files
+from mlx_flash.telemetry.trace import Routing, Trace, joined, merged
+from mlx_flash.telemetry.trace_file import TraceWriter, read_trace
 
 
 def write(path: Path, *blocks: tuple[str, int], seed: int = 0) -> Trace:
@@ -357,6 +358,17 @@ def test_a_decompression_bomb_takes_no_more_memory_than_its_tokens(
     monkeypatch.setattr(zlib, "decompressobj", Expander)
     assert "is damaged" in refused(path)
     assert sizes == [2 * len(ONE_TOKEN), len(ONE_TOKEN)]
+
+
+def test_more_routing_than_memory_should_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace"
+    expected = write(path, ("a", 4), ("b", 4))
+    monkeypatch.setattr(trace_files, "_MAX_TRACE_BYTES", 8 * len(ONE_TOKEN))
+    assert same(read_trace(path), expected)
+    write(path, ("c", 1))
+    assert "record fewer tokens" in refused(path)
 
 
 def test_domains_are_picked_apart_and_passes_stay_together() -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .engine.profiles import get_warmup_experts
     from .streaming.expert_stream import ExpertStream
     from .streaming.install import find_stream, stream_experts
-    from .telemetry.trace import Trace, read_trace
+    from .telemetry.trace import Trace
+    from .telemetry.trace_file import read_trace
 
 __all__ = [
     "ExpertStream",
@@ -35,7 +36,7 @@ _HOMES = {
     "find_stream": "streaming.install",
     "get_warmup_experts": "engine.profiles",
     "load": "engine.load",
-    "read_trace": "telemetry.trace",
+    "read_trace": "telemetry.trace_file",
     "stream_experts": "streaming.install",
 }
 

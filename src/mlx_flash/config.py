@@ -121,9 +121,9 @@ class ReadOptions:
     read is tried `num_retries` more times. Where a layer must read `overlap_bytes` or more, what it
     has in memory is computed meanwhile. `direct` reads past the page cache, False through it; None
     does what suits the memory that the model leaves free. `prefetch` reads what the next layer's
-    router would pick now, as long as that pays; None does so on the CPU; `predictor` is one of
-    PREDICTOR_NAMES. `verify` compares each
-    record of a packed model with its checksum.
+    router would pick now, as long as that pays; None does so on the CPU. `predictor`, one of
+    PREDICTOR_NAMES, is what guesses. `verify` compares each record of a packed model with its
+    checksum.
 
     Reads stay below `max_gbps` 10^9 bytes per second, counted in whole blocks, also those that the
     page cache answers. They pause while the disk is hotter than `max_temperature_c` degrees

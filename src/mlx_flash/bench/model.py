@@ -20,9 +20,8 @@ from ..engine.alone import drop_page_cache, everything_resident, reading_alone
 from ..engine.load import LoadedModel
 from ..errors import OptionError
 from ..formats.layout import ExpertLayout
-from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
+from ..streaming.tokens import TokenizerWrapper, tokens_after
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 
@@ -293,7 +292,7 @@ def _run(loaded: LoadedModel, part: _Part, num_tokens: int) -> PromptRun:
     before = after_prompt = counters.snapshot()
     token_s: list[float] = []
     start, ttft_s = time.perf_counter(), 0.0
-    for _ in adapter.tokens_after(
+    for _ in tokens_after(
         loaded.model, prompt, 1 + num_tokens, TEMPERATURE, loaded.prefill_step, part.following
     ):
         now = time.perf_counter()
@@ -324,6 +323,12 @@ def read_options_of(
     return ReadOptions(
         direct=direct, overlap_bytes=overlap_bytes, prefetch=prefetch, predictor=predictor
     )
+
+
+def use_reader(loaded: LoadedModel, reader: str) -> None:
+    """Read a model's experts through maps from now on if the reader is MMAP: no option says so."""
+    if reader == MMAP and loaded.stream is not None:
+        loaded.stream.reader.preadv = MmapPreadv()
 
 
 class MmapPreadv:

@@ -13,8 +13,8 @@ from ..engine.trace import WINDOW_TOKENS, routing_of
 from ..errors import OptionError
 from ..predict.maps import Floats, ShadowMLP, residual_map
 from ..predict.tables import CoOccurrence, PreviousToken
-from ..streaming import adapter
 from ..streaming.install import Router, record_routing, router_of
+from ..streaming.tokens import read_tokens
 
 Experts = npt.NDArray[Any]
 _LEARNED_AT_ONCE = 16  # tokens of a step of the network
@@ -72,7 +72,7 @@ def routed(loaded: LoadedModel, tokens: Sequence[int]) -> Routed:
     try:
         for start in range(0, len(tokens), WINDOW_TOKENS):
             part = tokens[start : start + WINDOW_TOKENS]
-            for _ in adapter.read_tokens(loaded.model, part, loaded.prefill_step):
+            for _ in read_tokens(loaded.model, part, loaded.prefill_step):
                 pass
     finally:
         record_routing(loaded.model, loaded.stream, None)

@@ -7,6 +7,7 @@ cache, so that a policy holds no clock of its own.
 import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -37,7 +38,10 @@ class Policy(Protocol):
         """
 
     def ranked(self, experts: Iterable[int], now: int) -> list[int]:
-        """Return `experts`, most valuable first: `victim` would take them from the end."""
+        """Return `experts`, most valuable first: `victim` would take them from the end.
+
+        Changes nothing, and may be called in any thread while the others run.
+        """
 
 
 class _ByWorth:
@@ -226,6 +230,26 @@ class LeastStale(_ByWorth):
         return (-staleness, last, expert)
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """What is known of the experts below `len(score)`. Never resized: more room is a new object."""
+
+    score: npt.NDArray[np.float64]  # as in `Decayed`
+    weight: npt.NDArray[np.float64]  # of an expert's followers: 1 / (uses + prior)
+    followers: npt.NDArray[np.float32]
+
+    def with_room(self, size: int, weight: float) -> "_Tables":
+        """Return tables of at least `size` experts; new ones have `weight` and no followers."""
+        more = size - len(self.score)
+        if more <= 0:
+            return self
+        return _Tables(
+            np.pad(self.score, (0, more), constant_values=_NEVER),
+            np.pad(self.weight, (0, more), constant_values=weight),
+            np.pad(self.followers, (0, more)),
+        )
+
+
 class Forward:
     """Evicts who is least likely used soon: its frequency, and who followed who is used now.
 
@@ -244,9 +268,7 @@ class Forward:
         self._now = 0
         self._current: list[int] = []
         self._previous: list[int] = []
-        self._score = np.zeros(0)  # as in `Decayed`
-        self._weight = np.zeros(0)  # of an expert's followers: 1 / (uses + prior)
-        self._followers = np.zeros((0, 0), np.float32)
+        self._tables = _Tables(np.zeros(0), np.zeros(0), np.zeros((0, 0), np.float32))
         self._evicts = False
 
     def used(self, expert: int, now: int) -> None:
@@ -255,10 +277,10 @@ class Forward:
             if self._evicts and len(self._current) <= self._MAX_USED:
                 self._learn()
             self._previous, self._current, self._now = self._current, [], now
-        self._current.append(expert)
-        self._grow(expert + 1)
-        before = float(self._score[expert])
-        self._score[expert] = _log2_of_sum(before, now / self._half_life)
+        self._tables = self._with_room(expert + 1)
+        self._current.append(expert)  # now that it is in the tables: `ranked` may look any time
+        score = self._tables.score
+        score[expert] = _log2_of_sum(float(score[expert]), now / self._half_life)
 
     def evicted(self, expert: int) -> None:
         """Keep what is known of the expert."""
@@ -267,6 +289,7 @@ class Forward:
     def victim(self, candidates: Iterable[int], now: int) -> int:
         """Return the candidate that is worth least."""
         experts = sorted(candidates)
+        self._tables = self._with_room(experts[-1] + 1)
         return experts[int(self._worth(experts, now).argmin())]
 
     def ranked(self, experts: Iterable[int], now: int) -> list[int]:
@@ -277,28 +300,24 @@ class Forward:
 
     def _learn(self) -> None:
         """Count the experts used in the last step as followers of those used before."""
-        size = len(self._weight)
+        weight, followers = self._tables.weight, self._tables.followers
         users = np.array(self._previous, np.int64)
-        pairs = np.add.outer(users * size, np.array(self._current, np.int64))
-        self._followers.reshape(-1)[pairs.reshape(-1)] += 1.0
-        weight = self._weight[users]
-        self._weight[users] = weight / (1.0 + weight)
+        pairs = np.add.outer(users * len(weight), np.array(self._current, np.int64))
+        followers.reshape(-1)[pairs.reshape(-1)] += 1.0
+        weight[users] = weight[users] / (1.0 + weight[users])
 
-    def _grow(self, size: int) -> None:
-        """Make room for experts below `size`."""
-        more = size - len(self._weight)
-        if more > 0:
-            self._score = np.pad(self._score, (0, more), constant_values=_NEVER)
-            self._weight = np.pad(self._weight, (0, more), constant_values=1 / self._PRIOR)
-            self._followers = np.pad(self._followers, (0, more))
+    def _with_room(self, size: int) -> _Tables:
+        """Return the tables, or larger ones, that have the experts below `size`."""
+        return self._tables.with_room(size, 1 / self._PRIOR)
 
     def _worth(self, experts: Sequence[int], now: int) -> npt.NDArray[np.float64]:
-        self._grow(max(experts) + 1 if experts else 0)
+        """Return the worth of `experts`, which ascend. Changes nothing."""
+        current = np.array(self._current, np.int64)  # before the tables, which have all of these
+        tables = self._with_room(experts[-1] + 1 if experts else 0)
         picked = np.array(experts, np.int64)
-        worth: npt.NDArray[np.float64] = np.exp2(self._score[picked] - now / self._half_life)
-        if self._current:
-            current = np.array(self._current, np.int64)
-            expected = self._weight[current] @ self._followers[current]
+        worth: npt.NDArray[np.float64] = np.exp2(tables.score[picked] - now / self._half_life)
+        if current.size:
+            expected = tables.weight[current] @ tables.followers[current]
             worth += self._TRUST * expected[picked]
         return worth
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ..bench.kernels import KernelRow
     from ..bench.model import BenchReport
     from ..bench.predictors import PredictorRow
+    from ..engine.trace import Text
+    from ..streaming.tokens import TokenizerWrapper
 
 
 class _ModelUnlessNamed(TyperGroup):
@@ -105,11 +107,10 @@ def model(
     with notes.status("loading the model") as status:
         from ..bench.model import (
             COLD_TOKENS,
-            MMAP,
-            MmapPreadv,
             measure_model,
             read_options_of,
             settings_of,
+            use_reader,
         )
         from ..engine.load import ModelFiles, load_model
         from ..engine.need import steps_for
@@ -129,8 +130,7 @@ def model(
             kernel_options=kernel_options,
             split=splitting_by(split_by, policy),
         )
-        if reader == MMAP and loaded.stream:
-            loaded.stream.reader.preadv = MmapPreadv()
+        use_reader(loaded, reader)
         for line in remarks(loaded, cache_options, reads):
             notes.print(line, soft_wrap=True)
         settings = {
@@ -222,11 +222,9 @@ def predictors(
     with notes.status("loading the model") as status:
         from ..bench.predictors import compare_predictors
         from ..engine.load import ModelFiles, load_model
-        from ..engine.samples import sample_text
-        from ..engine.trace import WINDOW_TOKENS, Text, encode_texts, read_text
+        from ..engine.trace import WINDOW_TOKENS
 
-        texts = [read_text(path) for path in text or ()]
-        texts = texts or [Text(task, sample_text(task)) for task in TASKS]
+        texts = _texts(text)
         files = ModelFiles.open(model)
         loaded = load_model(
             files.checkpoint,
@@ -235,12 +233,7 @@ def predictors(
             context_tokens=WINDOW_TOKENS,
             always_stream=True,
         )
-        train: list[int] = []
-        test: list[int] = []
-        for _, tokens in encode_texts(files.tokenizer, texts, max_tokens):
-            end = 2 * len(tokens) // 3
-            train += tokens[:end]
-            test += tokens[end:]
+        train, test = _train_and_test(files.tokenizer, texts, max_tokens)
         status.update("reading the text")
 
         def show(row: "PredictorRow") -> None:
@@ -253,6 +246,31 @@ def predictors(
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
         return
     Console(highlight=False, markup=False).print(table)
+
+
+def _texts(paths: list[Path] | None) -> "list[Text]":
+    """Return the texts in files, or sample text of every task."""
+    from ..engine.samples import sample_text
+    from ..engine.trace import Text, read_text
+
+    if paths:
+        return [read_text(path) for path in paths]
+    return [Text(task, sample_text(task)) for task in TASKS]
+
+
+def _train_and_test(
+    tokenizer: "TokenizerWrapper", texts: "list[Text]", max_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Return the first two thirds of each text's tokens, and the rest of each."""
+    from ..engine.trace import encode_texts
+
+    train: list[int] = []
+    test: list[int] = []
+    for _, tokens in encode_texts(tokenizer, texts, max_tokens):
+        end = 2 * len(tokens) // 3
+        train += tokens[:end]
+        test += tokens[end:]
+    return train, test
 
 
 @app.command("inflate")

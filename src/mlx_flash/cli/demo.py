@@ -66,11 +66,12 @@ def warmup(
     check_either(limit, cache_options)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("loading the model"):
+        from ..engine.profiles import load_profile
         from ..engine.warmup import report_of
 
         loaded, phases = _load(model, options, limit, cache_options, read_options)
         if profile is not None:
-            _read_profile(loaded, profile)
+            load_profile(loaded, profile, profile_folder())
     with contextlib.closing(loaded):
         setting = Setting(options.domains, num_tokens, _title(loaded, policy, profile))
         measured = _follow(loaded, phases, None if as_json else setting)
@@ -111,17 +112,6 @@ def _load(
     )
     streamed(loaded)  # or say why not
     return loaded, phases
-
-
-def _read_profile(loaded: "LoadedModel", name: str) -> None:
-    """Read the experts of a profile into the slots."""
-    from ..engine.find import model_name
-    from ..engine.profiles import find_profile, load_experts
-    from ..engine.warmup import streamed
-
-    counts = [layout.num_experts for layout in loaded.layouts]
-    folder = loaded.checkpoint.folder
-    load_experts(streamed(loaded), find_profile(name, model_name(folder), counts, profile_folder()))
 
 
 def _title(loaded: "LoadedModel", policy: str, profile: str | None) -> str:

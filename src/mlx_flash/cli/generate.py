@@ -42,7 +42,7 @@ from .status import StatusLine
 if TYPE_CHECKING:
     from ..engine.generate import GenerateOptions, GenerationReport
     from ..engine.load import LoadedModel
-    from ..streaming.adapter import TokenizerWrapper
+    from ..streaming.tokens import TokenizerWrapper
 
 
 def command(
@@ -84,7 +84,7 @@ def command(
     text = _text_of(prompt)
     loading = notes.status("loading the model") if notes.is_terminal else None
     with loading or contextlib.nullcontext():
-        from ..engine.generate import GenerateOptions, generate
+        from ..engine.generate import GenerateOptions
 
         options = GenerateOptions(
             max_tokens=max_tokens, temperature=temperature, seed=seed, chat_template=chat_template
@@ -103,18 +103,10 @@ def command(
         )
         if profile is not None:
             _read_profile(loaded, profile, loading)
-        if trace is not None:
-            from ..engine.trace import recording_to, routing_of
-
-            routing_of(loaded)  # a model without experts is refused before anything is said
     for line in remarks(loaded, cache_options, read_options):
         notes.print(line, soft_wrap=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(loaded))
-        if trace is not None:
-            stack.enter_context(recording_to(loaded, trace, profile or "generated"))
-        status = stack.enter_context(StatusLine(enabled=not as_json))
-        report = generate(loaded, tokenizer, tokens, options, status.update)
+    domain = profile or "generated"
+    report = _answer(loaded, tokenizer, tokens, options, trace, domain, quiet=as_json)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
@@ -139,7 +131,7 @@ def _load(
     kernel_options: KernelOptions,
     read_options: ReadOptions,
     loading: Status | None,
-    always_stream: bool,
+    recorded: bool,
     split_by: Path | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
@@ -147,6 +139,7 @@ def _load(
     from ..engine.load import ModelFiles, load_model
     from ..engine.need import steps_for
     from ..engine.replay import splitting_by
+    from ..engine.trace import routing_of
 
     files = ModelFiles.open(model)
     tokens = encode(files.tokenizer, text, options)
@@ -159,25 +152,43 @@ def _load(
         prefill_steps=steps_for(len(tokens)),
         kernel_options=kernel_options,
         read_options=read_options,
-        always_stream=always_stream,
+        always_stream=recorded,
         split=splitting_by(split_by, cache_options.policy),
         on_compile=partial(_show_compiling, loading),
     )
+    if recorded:
+        routing_of(loaded)  # a model without experts is refused before anything is said
     return loaded, files.tokenizer, tokens
 
 
 def _read_profile(loaded: "LoadedModel", name: str, status: Status | None) -> None:
-    """Read the experts of a profile, unless the model has them all in memory."""
-    from ..engine.find import model_name
-    from ..engine.profiles import find_profile, load_experts
+    """Read the experts of a profile, and say so on a terminal."""
+    from ..engine.profiles import load_profile
 
-    counts = [layout.num_experts for layout in loaded.layouts]
-    model = model_name(loaded.checkpoint.folder)
-    ranking = find_profile(name, model, counts, profile_folder())
-    if loaded.stream is not None:
-        if status is not None:
-            status.update(f"reading the experts of {name}")
-        load_experts(loaded.stream, ranking)
+    if loaded.stream is not None and status is not None:
+        status.update(f"reading the experts of {name}")
+    load_profile(loaded, name, profile_folder())
+
+
+def _answer(
+    loaded: "LoadedModel",
+    tokenizer: "TokenizerWrapper",
+    tokens: list[int],
+    options: "GenerateOptions",
+    trace: Path | None,
+    domain: str,
+    quiet: bool,
+) -> "GenerationReport":
+    """Generate, close the model, return what it took; show the answer and record its routing."""
+    from ..engine.generate import generate
+    from ..engine.trace import recording_to
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(loaded))
+        if trace is not None:
+            stack.enter_context(recording_to(loaded, trace, domain))
+        status = stack.enter_context(StatusLine(enabled=not quiet))
+        return generate(loaded, tokenizer, tokens, options, status.update)
 
 
 def _show_compiling(status: Status | None, number: int, of: int) -> None:

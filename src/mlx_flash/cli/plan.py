@@ -90,7 +90,8 @@ def _recorded(files: list[Path] | None, domain: str | None) -> "Trace | None":
         if domain is not None:
             raise OptionError("--domain picks a part of a trace: give --trace too.")
         return None
-    from ..telemetry.trace import joined, read_trace
+    from ..telemetry.trace import joined
+    from ..telemetry.trace_file import read_trace
 
     whole = joined([read_trace(path) for path in files])
     parts = whole.by_domain()

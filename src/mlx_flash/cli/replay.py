@@ -15,6 +15,7 @@ from .options import AsJson
 
 if TYPE_CHECKING:
     from ..bench.policies import PolicyReport
+    from ..telemetry.trace import Trace
 
 
 def command(
@@ -48,29 +49,23 @@ def command(
     order, "uniform" is capacity over experts: a policy that is no better has found nothing.
     """
     notes = Console(stderr=True, highlight=False, markup=False)
-    from ..engine.replay import REPLAY_NAMES
-    from ..telemetry.trace import joined, read_trace
-
     if plot is not None:
         from ..bench.plots import check_can_plot
 
         check_can_plot(plot)
     with notes.status("reading the traces") as status:
         from ..bench.policies import compare_policies
+        from ..engine.replay import REPLAY_NAMES
 
-        trace = joined([read_trace(path) for path in traces])
+        trace = _read(traces, None if recorded_passes else max_tokens)
         experts = max(trace.routing.num_experts)
         if capacity and max(capacity) > experts:
             raise OptionError(
                 f"the traced model has {experts} experts per layer: a capacity of "
                 f"{max(capacity)} is more."
             )
-        parts = [
-            part if recorded_passes else part.slice(part.num_tokens - max_tokens, part.num_tokens)
-            for part in trace.by_domain().values()
-        ]
         report = compare_policies(
-            joined(parts),
+            trace,
             policy or REPLAY_NAMES,
             capacity or (),
             recorded_passes=recorded_passes,
@@ -85,6 +80,17 @@ def command(
         sys.stdout.write("\n")
         return
     _show(report, experts)
+
+
+def _read(paths: list[Path], max_tokens: int | None) -> "Trace":
+    """Return what traces have of each domain in turn: all of it, or the last `max_tokens`."""
+    from ..telemetry.trace import joined
+    from ..telemetry.trace_file import read_trace
+
+    parts = list(joined([read_trace(path) for path in paths]).by_domain().values())
+    if max_tokens is not None:
+        parts = [part.slice(part.num_tokens - max_tokens, part.num_tokens) for part in parts]
+    return joined(parts)
 
 
 def _show(report: "PolicyReport", experts: int) -> None:
@@ -108,10 +114,12 @@ def _show(report: "PolicyReport", experts: int) -> None:
                     cells.append(f"{row.recovery_tokens:.0f} tokens")
                 cells.append(gigabytes(round(row.bytes_per_token)))
         table.add_row(*cells)
-    for name in ("shuffled", "uniform"):
+    shuffled = [control.shuffled_hit_rate for control in report.controls]
+    uniform = [control.uniform_hit_rate for control in report.controls]
+    for name, rates in (("shuffled", shuffled), ("uniform", uniform)):
         cells = [name]
-        for control in report.controls:
-            cells.append(f"{getattr(control, f'{name}_hit_rate'):.1%}")
+        for rate in rates:
+            cells.append(f"{rate:.1%}")
             cells.extend([""] * (3 if many else 1))
         table.add_row(*cells, style="dim")
     tokens = ", ".join(f"{name} {count}" for name, count in report.tokens.items())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,11 +50,7 @@ def command(
     """Record which experts a model asks for, and with what weights, while it reads text."""
     if out is None and profile is None:
         raise OptionError("say where the trace goes: -o FILE, or --profile NAME.")
-    folder = profile_folder()
-    if profile is not None and folder is None:
-        raise OptionError(
-            "a user without a home keeps no profile: set MLX_FLASH_CACHE to a folder."
-        )
+    folder = None if profile is None else _folder_of_profiles()
     limit = MemoryLimit.parse(memory)
     kernel_options = KernelOptions(kernels=kernels)
     notes = Console(stderr=True, highlight=False, markup=False)
@@ -80,14 +77,22 @@ def command(
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
         return
-    notes.print(
-        f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['layers']} layers, "
-        f"{report['top_k']} of {report['experts_per_layer']} experts each"
-    )
-    if profile is not None:
-        notes.print(f"profile kept: mlx-flash generate --profile {profile} -p ...", soft_wrap=True)
-    if out is not None:
-        notes.print(f"compare policies on it: mlx-flash replay {out}", soft_wrap=True)
+    for line in _closing_lines(report):
+        notes.print(line, soft_wrap=True)
+
+
+def _folder_of_profiles() -> Path:
+    """Return where profiles are kept.
+
+    Raises:
+        OptionError: the user has no home, and names no other folder.
+    """
+    folder = profile_folder()
+    if folder is None:
+        raise OptionError(
+            "a user without a home keeps no profile: set MLX_FLASH_CACHE to a folder."
+        )
+    return folder
 
 
 def _texts(files: list[Path] | None, domain: str | None, profile: str | None) -> "list[Text]":
@@ -102,6 +107,18 @@ def _texts(files: list[Path] | None, domain: str | None, profile: str | None) ->
     raise OptionError("give some text to read: --text FILE.")
 
 
+def _closing_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what was recorded, and what can be done with it."""
+    yield (
+        f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['layers']} layers, "
+        f"{report['top_k']} of {report['experts_per_layer']} experts each"
+    )
+    if report["profile"] is not None:
+        yield f"profile kept: mlx-flash generate --profile {report['profile']} -p ..."
+    if report["trace"] is not None:
+        yield f"compare policies on it: mlx-flash replay {report['trace']}"
+
+
 def _record(
     loaded: "LoadedModel",
     texts: list[tuple[str, list[int]]],
@@ -113,7 +130,7 @@ def _record(
     """Read the texts; write trace and profile; return what is printed as JSON."""
     from ..engine.profiles import save_profile
     from ..engine.trace import record, routing_of, trace_of_passes
-    from ..telemetry.trace import TraceWriter
+    from ..telemetry.trace_file import TraceWriter
 
     passes: list[Any] = []
     routing = routing_of(loaded)

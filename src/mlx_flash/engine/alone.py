@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,13 +18,14 @@ from ..kernels.dispatch import choose_kernels
 from ..kernels.reference import Quantization
 from ..planner.speed import ModelSpeed
 from ..store.reader import ReadBatch
-from ..streaming import adapter
 from ..streaming.expert_stream import ExpertStream
+from ..streaming.tokens import tokens_after
 from ..telemetry.machine import num_cores
 from .backend import computes_on_cpu
 from .load import LoadedModel
 
 _TOGETHER = 4  # experts that are read at a time
+_MAX_WINDOWS, _WINDOW_READS = 9, 2 * _TOGETHER  # of a rate; fewer reads end in bursts
 _WIDTH, _TILE_ROWS, _TILES, _REPEATS = 2048, 1024, 128, 9  # 151 MB, more than a cache holds
 
 
@@ -48,9 +50,7 @@ def measured_speed(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) 
     seconds: list[float] = []
     with everything_resident(loaded.stream):
         start = time.perf_counter()
-        for _ in adapter.tokens_after(
-            loaded.model, prompt, 1 + num_tokens, 0.0, loaded.prefill_step
-        ):
+        for _ in tokens_after(loaded.model, prompt, 1 + num_tokens, 0.0, loaded.prefill_step):
             now = time.perf_counter()
             seconds.append(now - start)
             start = now
@@ -59,7 +59,10 @@ def measured_speed(loaded: LoadedModel, prompt: Sequence[int], num_tokens: int) 
 
 @dataclass(frozen=True)
 class ReadSpeed:
-    """How fast a model's experts are read: 10^9 bytes per second, and processor time per byte."""
+    """How fast a model's experts are read: 10^9 bytes per second, and processor time per byte.
+
+    The rate is the median of short windows.
+    """
 
     gbps: float
     cpu_s_per_byte: float
@@ -75,18 +78,38 @@ def reading_alone(stream: ExpertStream, num_bytes: int = 10**9) -> ReadSpeed:
     ]
     random.Random(0).shuffle(keys)
     pending: deque[ReadBatch] = deque()
-    done, start, cpu = 0, time.perf_counter(), time.process_time()
+    marks, cpu = [(time.perf_counter(), 0)], time.process_time()
+
+    def finish_oldest() -> None:
+        done = marks[-1][1] + pending.popleft().wait()
+        marks.append((time.perf_counter(), done))
+
     for number, (layer, expert) in enumerate(keys):
         pool = stream.sweeps[layer]
         stream.reader.heat_pause.wait()
         pending.append(stream.start_reading(layer, {expert: number % pool.capacity}, pool))
         if len(pending) == min(_TOGETHER, pool.capacity):
-            done += pending.popleft().wait()
-        if done > num_bytes:
+            finish_oldest()
+        if marks[-1][1] > num_bytes:
             break
-    done += sum(batch.wait() for batch in pending)
-    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    return ReadSpeed(done / seconds / 1e9, cpu_s / done)
+    while pending:
+        finish_oldest()
+    return ReadSpeed(median_gbps(marks), (time.process_time() - cpu) / marks[-1][1])
+
+
+def median_gbps(marks: Sequence[tuple[float, int]]) -> float:
+    """Return the median rate over windows of as many reads, in 10^9 bytes per second.
+
+    `marks` are the time and the bytes read so far, at the start and after each read. A moment in
+    which a disk that others share stands still makes one window slow, and not the rate.
+    """
+    num_reads = len(marks) - 1
+    num_windows = max(1, min(_MAX_WINDOWS, num_reads // _WINDOW_READS))
+    ends = [marks[window * num_reads // num_windows] for window in range(num_windows + 1)]
+    return statistics.median(
+        (num_bytes - before) / (end - start) / 1e9
+        for (start, before), (end, num_bytes) in pairwise(ends)
+    )
 
 
 def weights_gbps() -> float:

@@ -11,8 +11,7 @@ from mlx_lm import stream_generate
 from mlx_lm.generate import GenerationResponse
 
 from ..errors import OptionError, PromptError
-from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
+from ..streaming.tokens import TokenizerWrapper, encode_prompt, sampler
 from ..telemetry import machine
 from ..telemetry.counters import StreamCounters
 from .backend import backend_name
@@ -56,13 +55,12 @@ class GenerationReport:
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
     The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
-    model has as many as experts;
-    `direct_io` says whether experts are read past the page cache; `ssd_bytes_written` is what this
-    process wrote while it generated, None where the system does not count. Of the `experts` that
-    `prefetch` read ahead, `used` were asked for, `late` of those before they had arrived; `why_off`
-    says why none is read in the end.
-    `peak_model_bytes` is the most memory that MLX held, to be compared with the limit;
-    `peak_rss_bytes` is of the whole process, Python included.
+    model has as many as experts. `direct_io` says whether experts are read past the page cache;
+    `ssd_bytes_written` is what this process wrote while it generated, None where the system does
+    not count. Of the `experts` that `prefetch` read ahead, `used` were asked for, `late` of those
+    before they had arrived; `why_off` says why none is read in the end. `peak_model_bytes` is the
+    most memory that MLX held, to be compared with the limit; `peak_rss_bytes` is of the whole
+    process, Python included.
     """
 
     text: str
@@ -110,7 +108,7 @@ def encode(tokenizer: TokenizerWrapper, prompt: str, options: GenerateOptions) -
     """
     if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise PromptError("the prompt is not valid text: give it in UTF-8.")
-    tokens = adapter.encode_prompt(tokenizer, prompt, options.chat_template)
+    tokens = encode_prompt(tokenizer, prompt, options.chat_template)
     if not prompt or not tokens:
         raise PromptError("the prompt is empty: give some text.")
     return tokens
@@ -158,7 +156,7 @@ def generate(
             tokenizer,
             list(prompt),
             max_tokens=max_tokens,
-            sampler=adapter.sampler(options.temperature),
+            sampler=sampler(options.temperature),
             prefill_step_size=loaded.prefill_step,
         ):
             found.add(last)

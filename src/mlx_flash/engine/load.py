@@ -23,7 +23,6 @@ from ..formats.layout import ExpertLayout
 from ..kernels.dispatch import KernelChoice, choose_kernels
 from ..planner.memory import MemoryPlan, ModelNeed, limit_in_bytes, plan_capacity, plan_memory
 from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import (
     SwitchSite,
@@ -36,6 +35,7 @@ from ..streaming.install import (
     survey,
 )
 from ..streaming.swap import swap_modules
+from ..streaming.tokens import TokenizerWrapper, open_tokenizer
 from ..telemetry import machine
 from .backend import Memory, backend_name, computes_on_cpu, model_memory
 from .find import find_model
@@ -60,7 +60,7 @@ class ModelFiles:
         """
         checkpoint = Checkpoint.open(find_model(model))
         adapter.check_supported(checkpoint.folder)
-        return cls(checkpoint, adapter.open_tokenizer(checkpoint.folder))
+        return cls(checkpoint, open_tokenizer(checkpoint.folder))
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def plan_local(
     with contextlib.closing(loaded):
         check_curve(curve, shape)
         speed = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
-        machine = _with_disk(machine_profile(measure=False), loaded.stream, folder)
+        machine = _with_disk(machine_profile(measure=False), loaded.stream)
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
     machine = _with_memory(machine, ram_bytes)
@@ -252,14 +252,20 @@ def _with_memory(machine: MachineProfile, ram_bytes: int | None) -> MachineProfi
     return replace(machine, memory_bytes=ram_bytes, available_bytes=ram_bytes)
 
 
-def _with_disk(machine: MachineProfile, stream: ExpertStream, folder: Path) -> MachineProfile:
-    """Return a machine with the rate at which a model's own experts are read."""
+def _with_disk(machine: MachineProfile, stream: ExpertStream) -> MachineProfile:
+    """Return a machine with the rate at which a model's own experts are read.
+
+    What stays assumed are the two times that only tell how much of the reading is waited for.
+    """
     measured = reading_alone(stream)
     return replace(
         machine,
         ssd_gbps=measured.gbps,
         read_cpu_s=measured.cpu_s_per_byte / num_cores(),
-        assumed=(),
+        assumed=(
+            f"{machine.layer_s * 1e3:g} ms of a layer besides its weights, and "
+            f"{machine.ssd_latency_s * 1e3:g} ms until a read begins, are assumed.",
+        ),
     )
 
 

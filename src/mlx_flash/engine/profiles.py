@@ -17,7 +17,7 @@ from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import packed_stacks, survey
 from ..telemetry.trace import Trace
 from .find import model_name
-from .load import ModelFiles
+from .load import LoadedModel, ModelFiles
 
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
@@ -50,13 +50,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def save_profile(name: str, trace: Trace, folder: Path) -> Path:
-    """Write the profile of a trace's model under a name; return the file.
-
-    Raises:
-        OptionError, TraceError: a name that cannot be one; the disk refuses.
-    """
-    path = _path_of(check_name(name), trace.routing.model, folder)
+def profile_text(trace: Trace) -> str:
+    """Return what the profile of a trace's model has in its file."""
     profile = {
         "version": _VERSION,
         "model": trace.routing.model,
@@ -64,10 +59,20 @@ def save_profile(name: str, trace: Trace, folder: Path) -> Path:
         "tokens": trace.num_tokens,
         "experts": ranking_of(trace),
     }
+    return json.dumps(profile, separators=(",", ":"))
+
+
+def save_profile(name: str, trace: Trace, folder: Path) -> Path:
+    """Write the profile of a trace's model under a name; return the file.
+
+    Raises:
+        OptionError, TraceError: a name that cannot be one; the disk refuses.
+    """
+    path = _path_of(check_name(name), trace.routing.model, folder)
     part = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(profile, separators=(",", ":")))
+        part.write_text(profile_text(trace))
         part.replace(path)
     except OSError as error:
         raise TraceError(f"cannot write {path}: {error.strerror or error}.") from error
@@ -107,6 +112,18 @@ def load_experts(stream: ExpertStream, ranking: Ranking) -> int:
     if stream.restorer.thread is not None:
         stream.restorer.thread.join()
     return stream.counters.restored - before
+
+
+def load_profile(loaded: LoadedModel, name: str, folder: Path | None) -> None:
+    """Read the experts of a profile into free slots; all are there where nothing is streamed.
+
+    Raises:
+        OptionError, TraceError: as `find_profile` does, whether anything is read or not.
+    """
+    num_experts = [layout.num_experts for layout in loaded.layouts]
+    ranking = find_profile(name, model_name(loaded.checkpoint.folder), num_experts, folder)
+    if loaded.stream is not None:
+        load_experts(loaded.stream, ranking)
 
 
 def get_warmup_experts(

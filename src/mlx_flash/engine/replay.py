@@ -11,7 +11,8 @@ from ..cache.expert_cache import ExpertCache, busiest_first
 from ..cache.policies import POLICIES, Belady, Policy
 from ..errors import OptionError, TraceError
 from ..planner.curve import MissCurve, lru_curve
-from ..telemetry.trace import Trace, read_trace
+from ..telemetry.trace import Trace
+from ..telemetry.trace_file import read_trace
 
 BELADY = "belady"
 """The policy that knows the future, in replay alone: the bound of all others."""

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PromptError, UnsupportedModelError
-from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
 from ..streaming.install import record_routing
-from ..telemetry.trace import Routing, Trace, TraceWriter, merged
+from ..streaming.tokens import TokenizerWrapper, read_tokens
+from ..telemetry.trace import Routing, Trace, merged
+from ..telemetry.trace_file import TraceWriter
 from .find import model_name
 from .load import LoadedModel
 
@@ -99,7 +99,7 @@ def record(
         with recording(loaded, partial(on_pass, domain)):
             for start in range(0, len(tokens), window):
                 part = tokens[start : start + window]
-                for done in adapter.read_tokens(loaded.model, part, loaded.prefill_step):
+                for done in read_tokens(loaded.model, part, loaded.prefill_step):
                     on_tokens(done)
 
 

@@ -14,9 +14,9 @@ from ..config import WarmupOptions
 from ..errors import OptionError, UnsupportedModelError
 from ..formats.checkpoint import Checkpoint
 from ..streaming import adapter
-from ..streaming.adapter import TokenizerWrapper
 from ..streaming.expert_stream import ExpertStream
 from ..streaming.install import packed_stacks, survey
+from ..streaming.tokens import TokenizerWrapper, follow_tokens
 from .find import model_name
 from .load import LoadedModel
 from .samples import sample_text
@@ -137,7 +137,7 @@ def follow(loaded: LoadedModel, phases: Sequence[Sequence[int]]) -> Iterator[Tok
     """
     counters = streamed(loaded).counters
     for phase, tokens in enumerate(phases):
-        steps = adapter.follow_tokens(loaded.model, tokens)
+        steps = follow_tokens(loaded.model, tokens)
         for _ in tokens:
             before, start = counters.snapshot(), time.perf_counter()
             next(steps)

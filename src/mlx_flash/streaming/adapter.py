@@ -1,13 +1,13 @@
-"""The seam to mlx-lm: the one module that touches names of mlx-lm beyond its public API.
+"""The seam to mlx-lm's models: how they are loaded, what they are made of, how parts are replaced.
 
+This module and `tokens.py` alone touch names of mlx-lm beyond its public API.
 `tests/test_adapter.py` holds the contract that each of these names must keep.
 """
 
 import contextlib
 import inspect
 import io
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -20,7 +20,6 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import make_prompt_cache
@@ -31,13 +30,10 @@ from mlx_lm.models.switch_layers import (
     SwitchLinear,
     SwitchMLP,
 )
-from mlx_lm.sample_utils import make_sampler
-from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
 from mlx_lm.utils import (
     _get_classes,
     load_config,
     load_model,
-    load_tokenizer,
     quantize_model,
     save_config,
 )
@@ -51,9 +47,7 @@ Attention = Callable[..., mx.array]
 
 _ATTENTION = "scaled_dot_product_attention"
 
-_GREEDY_BELOW = 1e-4
-
-_ANYTHING = (Exception, SystemExit)
+ANYTHING = (Exception, SystemExit)
 """What loading may raise: much code of others runs there, on files that nobody has checked."""
 
 
@@ -99,8 +93,8 @@ def load_lazily(folder: Path, elsewhere: Mapping[str, mx.array] | None = None) -
             get_model_classes=classes,
             trust_remote_code=False,
         )
-    except _ANYTHING as error:
-        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
+    except ANYTHING as error:
+        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {one_line(error)}") from error
     delattr(model, "sanitize")  # the recording one; the class has its own
     in_place = {name for name, array in parameters(model).items() if loaded.get(name) is array}
     return LazyModel(model, frozenset(in_place), config)
@@ -115,8 +109,10 @@ def quantize_lazily(lazy: LazyModel, bits: int, group_size: int, mode: str) -> L
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for people
             model, config = quantize_model(lazy.model, lazy.config, group_size, bits, mode)
-    except _ANYTHING as error:
-        raise UnsupportedModelError(f"mlx-lm cannot quantize the model: {_line(error)}") from error
+    except ANYTHING as error:
+        raise UnsupportedModelError(
+            f"mlx-lm cannot quantize the model: {one_line(error)}"
+        ) from error
     return LazyModel(model, frozenset(), config)
 
 
@@ -133,111 +129,13 @@ def check_supported(folder: Path) -> None:
     """
     try:
         _get_classes(load_config(folder))
-    except _ANYTHING as error:
-        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {_line(error)}") from error
+    except ANYTHING as error:
+        raise UnsupportedModelError(f"mlx-lm cannot load {folder}: {one_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the message of an error as one line."""
     return " ".join(str(error).split())
-
-
-def open_tokenizer(folder: Path) -> TokenizerWrapper:
-    """Return the tokenizer in `folder`, told which tokens end a text.
-
-    Raises:
-        UnsupportedModelError: there is none, or transformers cannot load it.
-    """
-    try:
-        eos_tokens = load_config(folder).get("eos_token_id")
-        tokenizer: TokenizerWrapper = load_tokenizer(
-            folder, {"trust_remote_code": False}, eos_token_ids=eos_tokens
-        )
-    except _ANYTHING as error:
-        raise UnsupportedModelError(
-            f"cannot load a tokenizer from {folder}: {_line(error)}"
-        ) from error
-    return tokenizer
-
-
-def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -> list[int]:
-    """Return the tokens of a prompt, as a user's turn of a chat when the model has a template.
-
-    Raises:
-        UnsupportedModelError: the template cannot be used.
-    """
-    if chat_template and tokenizer.has_chat_template:
-        turn = [{"role": "user", "content": text}]
-        try:
-            rendered = tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
-            )
-        except _ANYTHING as error:
-            raise UnsupportedModelError(
-                f"the model's chat template is broken: {_line(error)}"
-            ) from error
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
-    return list(tokenizer.encode(text))
-
-
-def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
-    """Return a function that draws tokens from log-probabilities; 0 takes the likeliest."""
-    greedy = temperature < _GREEDY_BELOW  # where dividing by it leaves the range of float32
-    drawn: Callable[[mx.array], mx.array] = make_sampler(temp=0.0 if greedy else temperature)
-    return drawn
-
-
-def tokens_after(
-    model: Module,
-    prompt: Sequence[int],
-    num_tokens: int,
-    temperature: float,
-    prefill_step: int,
-    following: Sequence[int] | None = None,
-) -> Iterator[int]:
-    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text.
-
-    They are drawn, or those that are given as `following`.
-    """
-    given = itertools.chain(following or (), itertools.repeat(0))  # mlx-lm runs ahead of the end
-
-    def next_given(log_probabilities: mx.array) -> mx.array:
-        return mx.array([next(given)])
-
-    steps = generate_step(
-        mx.array(list(prompt)),
-        model,
-        max_tokens=num_tokens,
-        sampler=next_given if following else sampler(temperature),
-        prefill_step_size=prefill_step,
-    )
-    for token, _ in steps:
-        yield int(token)
-
-
-def read_tokens(model: Any, tokens: Sequence[int], step: int) -> Iterator[int]:
-    """Run tokens through a model, `step` at once, from an empty cache; yield how many that was.
-
-    Computes no logits.
-    """
-    cache = make_prompt_cache(model)
-    for start in range(0, len(tokens), step):
-        part = list(tokens[start : start + step])
-        model(mx.array(part)[None], cache=cache)
-        mx.eval([entry.state for entry in cache])
-        yield len(part)
-
-
-def follow_tokens(model: Any, tokens: Sequence[int]) -> Iterator[mx.array]:
-    """Run tokens through a model one by one, from an empty cache, as if it had generated them.
-
-    Yields the logits `[V]` after each, evaluated.
-    """
-    cache = make_prompt_cache(model)
-    for token in tokens:
-        logits = model(mx.array([[token]]), cache=cache)[0, -1]
-        mx.eval(logits, [entry.state for entry in cache])
-        yield logits
 
 
 def _recording(model: Any, loaded: dict[str, mx.array], elsewhere: Mapping[str, mx.array]) -> Any:
@@ -442,6 +340,6 @@ def cache_bytes(model: Module, num_tokens: int) -> int:
     try:
         cache = make_prompt_cache(model)
         model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
-    except _ANYTHING as error:
-        raise UnsupportedModelError(f"mlx-lm cannot run this model: {_line(error)}") from error
+    except ANYTHING as error:
+        raise UnsupportedModelError(f"mlx-lm cannot run this model: {one_line(error)}") from error
     return sum(int(entry.nbytes) for entry in cache)

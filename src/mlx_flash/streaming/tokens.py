@@ -1,0 +1,120 @@
+"""The seam to mlx-lm's tokens: text made into tokens, and tokens run through a model or drawn.
+
+It touches names of mlx-lm beyond its public API, as `adapter.py` does.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
+from mlx_lm.utils import load_config, load_tokenizer
+
+from ..errors import UnsupportedModelError
+from .adapter import ANYTHING, one_line
+
+_GREEDY_BELOW = 1e-4
+
+
+def open_tokenizer(folder: Path) -> TokenizerWrapper:
+    """Return the tokenizer in `folder`, told which tokens end a text.
+
+    Raises:
+        UnsupportedModelError: there is none, or transformers cannot load it.
+    """
+    try:
+        eos_tokens = load_config(folder).get("eos_token_id")
+        tokenizer: TokenizerWrapper = load_tokenizer(
+            folder, {"trust_remote_code": False}, eos_token_ids=eos_tokens
+        )
+    except ANYTHING as error:
+        raise UnsupportedModelError(
+            f"cannot load a tokenizer from {folder}: {one_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -> list[int]:
+    """Return the tokens of a prompt, as a user's turn of a chat when the model has a template.
+
+    Raises:
+        UnsupportedModelError: the template cannot be used.
+    """
+    if chat_template and tokenizer.has_chat_template:
+        turn = [{"role": "user", "content": text}]
+        try:
+            rendered = tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True
+            )
+        except ANYTHING as error:
+            raise UnsupportedModelError(
+                f"the model's chat template is broken: {one_line(error)}"
+            ) from error
+        return list(tokenizer.encode(rendered, add_special_tokens=False))
+    return list(tokenizer.encode(text))
+
+
+def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
+    """Return a function that draws tokens from log-probabilities; 0 takes the likeliest."""
+    greedy = temperature < _GREEDY_BELOW  # where dividing by it leaves the range of float32
+    drawn: Callable[[mx.array], mx.array] = make_sampler(temp=0.0 if greedy else temperature)
+    return drawn
+
+
+def tokens_after(
+    model: Module,
+    prompt: Sequence[int],
+    num_tokens: int,
+    temperature: float,
+    prefill_step: int,
+    following: Sequence[int] | None = None,
+) -> Iterator[int]:
+    """Yield `num_tokens` tokens after a prompt, whatever they are: none of them ends the text.
+
+    They are drawn, or those that are given as `following`.
+    """
+    given = itertools.chain(following or (), itertools.repeat(0))  # mlx-lm runs ahead of the end
+
+    def next_given(log_probabilities: mx.array) -> mx.array:
+        return mx.array([next(given)])
+
+    steps = generate_step(
+        mx.array(list(prompt)),
+        model,
+        max_tokens=num_tokens,
+        sampler=next_given if following else sampler(temperature),
+        prefill_step_size=prefill_step,
+    )
+    for token, _ in steps:
+        yield int(token)
+
+
+def read_tokens(model: Any, tokens: Sequence[int], step: int) -> Iterator[int]:
+    """Run tokens through a model, `step` at once, from an empty cache; yield how many that was.
+
+    Computes no logits.
+    """
+    cache = make_prompt_cache(model)
+    for start in range(0, len(tokens), step):
+        part = list(tokens[start : start + step])
+        model(mx.array(part)[None], cache=cache)
+        mx.eval([entry.state for entry in cache])
+        yield len(part)
+
+
+def follow_tokens(model: Any, tokens: Sequence[int]) -> Iterator[mx.array]:
+    """Run tokens through a model one by one, from an empty cache, as if it had generated them.
+
+    Yields the logits `[V]` after each, evaluated.
+    """
+    cache = make_prompt_cache(model)
+    for token in tokens:
+        logits = model(mx.array([[token]]), cache=cache)[0, -1]
+        mx.eval(logits, [entry.state for entry in cache])
+        yield logits
