@@ -11,7 +11,7 @@ from mlx_flash.engine.load import LoadedModel, ModelFiles, load_model
 from mlx_flash.engine.sampling import SamplingOptions, greedy, make_draw
 from mlx_flash.errors import ExpertReadError
 from mlx_flash.server.worker.batch import Batch, Broken, Drawn, Left, Prefill, can_batch
-from mlx_flash.streaming import adapter
+from mlx_flash.streaming.tokens import tokens_after
 
 CAPACITY = 6
 LENGTHS = (5, 150, 40, 271)  # the attention kernels take 128 keys at a time
@@ -78,7 +78,7 @@ def test_a_batch_gives_every_sequence_the_bits_it_gives_alone(loaded: LoadedMode
 def test_batched_tokens_are_those_of_mlx_lm(loaded: LoadedModel) -> None:
     prompt = prompts()[1]
     tokens = [token for token, _ in alone(loaded.model, prompt, 8)]
-    assert tokens == list(adapter.tokens_after(loaded.model, prompt, 8, 0.0, 64))
+    assert tokens == list(tokens_after(loaded.model, prompt, 8, 0.0, 64))
 
 
 def test_what_a_sequence_leaves_is_the_beginning_of_the_next(loaded: LoadedModel) -> None:

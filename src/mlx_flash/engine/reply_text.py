@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
-from ..streaming.adapter import TokenizerWrapper
+from ..streaming.tokens import TokenizerWrapper
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 from ...engine.sampling import Processor
 from ...errors import PromptError
-from ...streaming.adapter import TokenizerWrapper
+from ...streaming.tokens import TokenizerWrapper
 from ..messages import Grammar
 
+_WHITESPACE = {"whitespace_pattern": r"[ \n\r\t]{0,32}"}  # some models would never end it
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -61,7 +62,7 @@ def _text_of(grammar: Grammar) -> str:
         json.loads(schema)
     except (ValueError, RecursionError) as error:
         raise PromptError("the schema is not valid JSON: send a JSON schema.") from error
-    return LLMatcher.grammar_from_json_schema(schema)
+    return LLMatcher.grammar_from_json_schema(schema, _WHITESPACE)
 
 
 def _line(text: str) -> str:

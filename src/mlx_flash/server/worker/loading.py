@@ -12,7 +12,7 @@ from ...engine.profiles import find_profile, load_experts
 from ...engine.prompt_store import PromptStore
 from ...engine.sampling import SamplingOptions
 from ...errors import UnsupportedModelError
-from ...streaming.adapter import TokenizerWrapper
+from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
 from .batch import can_batch

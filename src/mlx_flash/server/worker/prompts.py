@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import PromptError
-from ...streaming.adapter import TokenizerWrapper
+from ...streaming.tokens import TokenizerWrapper
 from ..messages import ChatPrompt, Generate, Prompt, TextPrompt
 
 _FILL_IN = (

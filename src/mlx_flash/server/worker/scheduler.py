@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ...engine.prompt_store import PromptStore
 from ...errors import MLXFlashError
-from ...streaming.adapter import TokenizerWrapper
+from ...streaming.tokens import TokenizerWrapper
 from ..messages import Event, Failed, FailureKind, Piece, Prefilled, Started, TokenLogprob
 from .batch import Batch, Broken, Drawn, Left, Prefill, prompt_logprobs
 from .sequence import Answering, token_logprob

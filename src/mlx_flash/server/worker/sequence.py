@@ -11,7 +11,7 @@ import numpy as np
 
 from ...engine.reply_text import Called, ReplyText, Said, called
 from ...engine.sampling import Draw, Processor, Sampler
-from ...streaming.adapter import TokenizerWrapper
+from ...streaming.tokens import TokenizerWrapper
 from ..messages import Event, Finished, Generate, Piece, TokenLogprob, ToolCall
 from .grammar import processor_of
 
