@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -46,6 +46,19 @@ def event_stream(chunks: AsyncIterator[bytes]) -> StreamingResponse:
 def line_stream(chunks: AsyncIterator[bytes]) -> StreamingResponse:
     """Return the response that sends lines of JSON, as Ollama does."""
     return StreamingResponse(_closing(chunks), media_type="application/x-ndjson")
+
+
+async def begun(request: Request, chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Run a stream to its first chunk, which is dropped: it says that the request is accepted.
+
+    The stream has then entered its `async with answer`, and leaves it when it is closed or
+    forgotten: nothing is computed for a client that goes before the first line.
+
+    Raises:
+        RequestError: the request is refused, in time for an HTTP status.
+    """
+    await unless_gone(request, chunks.__anext__())
+    return chunks
 
 
 async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

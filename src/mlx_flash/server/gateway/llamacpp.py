@@ -1,5 +1,0 @@
-"""Routes of the llamacpp API."""
-
-from fastapi import APIRouter
-
-router = APIRouter()

@@ -1,5 +1,0 @@
-"""Routes of the ollama API."""
-
-from fastapi import APIRouter
-
-router = APIRouter()
