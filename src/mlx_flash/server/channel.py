@@ -33,7 +33,12 @@ def decode_options(text: str) -> WorkerOptions:
     return msgspec.json.decode(text, type=WorkerOptions)
 
 
-def _framed(message: Any) -> bytes:
+def framed(message: Any) -> bytes:
+    """Return a message as it goes through the socket.
+
+    Raises:
+        UnicodeEncodeError: a text in it is no Unicode text.
+    """
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
 
@@ -52,9 +57,9 @@ class WorkerEnd:
             OSError: the gateway has gone.
         """
         if messages:
-            framed = _framed(list(messages))
+            frame = framed(list(messages))
             with self._lock:
-                self._socket.sendall(framed)
+                self._socket.sendall(frame)
 
     def received(self) -> Iterator[ToWorker]:
         """Yield what the gateway says, until it goes."""
@@ -79,10 +84,10 @@ class GatewayEnd:
         """Return the end of a connected socket, which it closes in the end."""
         return cls(*await asyncio.open_connection(sock=end))
 
-    def send(self, message: ToWorker) -> None:
-        """Send a message; a worker that has gone does not hear it."""
+    def send(self, frame: bytes) -> None:
+        """Send a message that was `framed`; a worker that has gone does not hear it."""
         if not self._writer.is_closing():
-            self._writer.write(_framed(message))
+            self._writer.write(frame)
 
     async def receive(self) -> list[FromWorker] | None:
         """Return the messages that came together; None when the worker has gone."""

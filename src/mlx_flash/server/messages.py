@@ -59,11 +59,13 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 class Grammar(Struct, frozen=True, kw_only=True):
     """What the answer must look like: `json` is any object, `schema` JSON by a schema.
 
-    `text` is the schema as JSON, or the regular expression, or the Lark grammar.
+    `text` is the schema as JSON, or the regular expression, or the Lark grammar. `compact` JSON has
+    no white space.
     """
 
     kind: Literal["json", "schema", "regex", "lark"]
     text: str = ""
+    compact: bool = False
 
 
 class Generate(Struct, frozen=True, kw_only=True, tag=True):

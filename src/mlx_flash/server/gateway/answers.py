@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from ..channel import framed
 from ..messages import Accepted, Event, Failed, Finished, Generate, Piece, Started, ToolCall
 from .backend import RequestError
 
@@ -19,6 +20,7 @@ class LiveAnswer:
         self, wanted: Generate, timeout_s: float, cancel: Callable[["LiveAnswer"], None]
     ) -> None:
         self.wanted = wanted
+        self.frame = framed(wanted)
         self.attempts = 1
         self.said = False
         self.ended = False

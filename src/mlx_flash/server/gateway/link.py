@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
+from ..channel import framed
 from ..messages import (
     Accepted,
     Cancel,
@@ -33,7 +34,6 @@ from ..messages import (
     Tokenize,
     Tokenized,
     ToolCall,
-    ToWorker,
 )
 from ..options import QueueOptions, WorkerOptions
 from .answers import LiveAnswer, numbered
@@ -93,10 +93,14 @@ class WorkerLink:
                 "overloaded", f"{len(self._answers)} requests wait already: ask again later."
             )
         number = next(self._numbers)
-        answer = LiveAnswer(numbered(wanted, number), self._queue_options.timeout_s, self._cancel)
+        wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
+        try:
+            answer = LiveAnswer(wanted, timeout_s, self._cancel)
+        except UnicodeEncodeError:
+            raise _half_a_character() from None
         self._answers[number] = answer
         if self.state == "ready":
-            self._tell(answer.wanted)
+            self._send(answer.frame)
         return answer
 
     async def count(self, prompt: Prompt) -> Counted:
@@ -121,8 +125,12 @@ class WorkerLink:
         if self.state != "ready":
             raise RequestError("unavailable", "the model is being loaded: ask again later.")
         future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
+        try:
+            frame = framed(question)
+        except UnicodeEncodeError:
+            raise _half_a_character() from None
         self._questions[question.request] = future
-        self._tell(question)
+        self._send(frame)
         try:
             reply = await asyncio.wait_for(future, _ASK_S)
         except asyncio.TimeoutError:
@@ -134,13 +142,13 @@ class WorkerLink:
         assert isinstance(reply, kind), "the reply of another question"
         return reply
 
-    def _tell(self, message: ToWorker) -> None:
+    def _send(self, frame: bytes) -> None:
         if self._process is not None:
-            self._process.channel.send(message)
+            self._process.channel.send(frame)
 
     def _cancel(self, answer: LiveAnswer) -> None:
         if self._answers.pop(answer.wanted.request, None) is not None:
-            self._tell(Cancel(answer.wanted.request))
+            self._send(framed(Cancel(answer.wanted.request)))
 
     # --- the life of the worker
 
@@ -159,7 +167,7 @@ class WorkerLink:
         deadline = time.monotonic() + self._queue_options.drain_s
         while self._answers and time.monotonic() < deadline and self._process is not None:
             await asyncio.sleep(0.05)
-        self._tell(Stop())
+        self._send(framed(Stop()))
         if self._running is not None and self._process is not None:
             await asyncio.wait({self._running}, timeout=self._queue_options.drain_s)
         if self._running is not None:
@@ -250,7 +258,7 @@ class WorkerLink:
         self._notice(f"ready after {seconds:.1f} s.")
         self.loaded.set()
         for answer in self._answers.values():
-            self._tell(answer.wanted)
+            self._send(answer.frame)
 
     def _recover(self) -> None:
         """Fail what clients have seen a part of; keep the rest for the next worker."""
@@ -268,3 +276,9 @@ class WorkerLink:
             self._hand_out(Failed(number, "unavailable", why))
         for number in self._questions:
             self._reply(Failed(number, "unavailable", why))
+
+
+def _half_a_character() -> RequestError:
+    return RequestError(
+        "invalid", "a text in the request holds half a character (a lone surrogate): mend it."
+    )

@@ -15,7 +15,8 @@ from ...errors import PromptError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import Grammar
 
-_WHITESPACE = {"whitespace_pattern": r"[ \n\r\t]{0,32}"}  # some models would never end it
+_SOME_SPACE: Any = {"whitespace_pattern": r"[ \n\r\t]{0,32}"}  # some never end it
+_NO_SPACE: Any = {"whitespace_flexible": False}
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -62,7 +63,7 @@ def _text_of(grammar: Grammar) -> str:
         json.loads(schema)
     except (ValueError, RecursionError) as error:
         raise PromptError("the schema is not valid JSON: send a JSON schema.") from error
-    return LLMatcher.grammar_from_json_schema(schema, _WHITESPACE)
+    return LLMatcher.grammar_from_json_schema(schema, _NO_SPACE if grammar.compact else _SOME_SPACE)
 
 
 def _line(text: str) -> str:

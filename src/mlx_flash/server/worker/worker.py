@@ -193,7 +193,7 @@ class Listener:
         grammar = wanted.grammar
         if forced:
             schema = forced_call_schema(tools, wanted.tool_choice)
-            grammar = Grammar(kind="schema", text=schema)
+            grammar = Grammar(kind="schema", text=schema, compact=True)
         if grammar is not None:
             after = served.tokenizer.think_end_tokens if reasoning else ()
             processors.append(self._grammars.processor(grammar, len(tokens), after or ()))
