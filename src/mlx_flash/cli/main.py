@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError, WorkerError
 from . import bench, browse, demo, doctor, generate, pack, plan, replay, serve, trace
 
+_OF_SERVE = ("--port", "--host", "--memory", "--api-key")
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
 
@@ -55,6 +57,8 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are not for our users
     if sys.stdout is None or sys.stderr is None:  # closed by who started us
         sys.exit(1)
+    if _means_serve(sys.argv[1:]):
+        sys.argv.insert(1, "serve")
     try:
         app()
     except SystemExit as stop:
@@ -72,6 +76,11 @@ def run() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         _end_interrupted()
+
+
+def _means_serve(arguments: Sequence[str]) -> bool:
+    """Return whether a command line has options of `serve` and no command: `mlx-flash --port N`."""
+    return bool(arguments) and arguments[0].split("=")[0] in _OF_SERVE
 
 
 def run_browse() -> None:

@@ -69,7 +69,8 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         read_options=ReadOptions(
             direct=ReadOptions.direct_by(options.reader), prefetch=options.prefetch
         ),
-        on_compile=lambda number, of: notice(f"preparing CPU kernels, {number} of {of}"),
+        always_stream=options.trace is not None,
+        on_compile=_once(notice, "preparing CPU kernels (compiled once per machine)"),
     )
     name = model_name(files.checkpoint.folder)
     if options.profile is not None:
@@ -101,6 +102,16 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         _sampling(options, files.checkpoint.folder),
         _remarks(loaded, card),
     )
+
+
+def _once(notice: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """Return what tells of many steps when the first begins."""
+
+    def tell(number: int, of: int) -> None:
+        if number == 1:
+            notice(what)
+
+    return tell
 
 
 def _context_tokens(options: WorkerOptions, files: ModelFiles) -> int:

@@ -1,5 +1,6 @@
 """What the worker tells of itself: the model it holds, and what it is doing."""
 
+import math
 import time
 from typing import Any
 
@@ -32,7 +33,7 @@ def card_of(
         model_type=str(config.get("model_type", "")),
         context_tokens=context_tokens,
         trained_context_tokens=loaded.checkpoint.context_tokens,
-        num_parameters=size * 8 // (bits or 16),
+        num_parameters=_num_parameters(loaded),
         size_bytes=size,
         quantization=f"{bits}-bit" if bits else "none",
         chat_template=str(tokenizer.chat_template or ""),
@@ -50,6 +51,22 @@ def card_of(
         kernels=loaded.kernels.name,
         max_batch=max_batch,
     )
+
+
+def _num_parameters(loaded: LoadedModel) -> int:
+    """Return how many numbers a model was trained to, whatever they are packed in."""
+    tensors = loaded.checkpoint.tensors
+    quantization = loaded.checkpoint.config.get("quantization")
+    group = quantization.get("group_size") if isinstance(quantization, dict) else None
+    total = 0
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        scales = tensors.get(f"{stem}.scales")
+        if kind == "weight" and scales is not None:
+            total += math.prod(scales.shape) * (group or 64)
+        elif kind not in ("scales", "biases"):
+            total += math.prod(tensor.shape)
+    return total
 
 
 class Reporter:

@@ -8,10 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...engine.reply_text import ReplyText, opens_reasoning
 from ...engine.sampling import SamplingOptions, make_draw, make_processors
+from ...engine.trace import recording_to
 from ...errors import MLXFlashError, PromptError
 from ..channel import WorkerEnd
 from ..messages import (
@@ -64,26 +66,37 @@ class Worker:
     def run(self) -> None:
         """Load the model and answer until the gateway says stop, or goes."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.ExitStack() as open_things:
+            served = self._load(open_things)
+            if served is not None:
+                self._serve(served)
+
+    def _load(self, open_things: contextlib.ExitStack) -> Served | None:
+        """Return the model, which `open_things` closes; None when it cannot be loaded."""
         try:
             served = load_served(self._options, lambda what: self._send([Loading(what)]))
+            open_things.enter_context(contextlib.closing(served))
+            open_things.enter_context(_recording(served, self._options))
         except MLXFlashError as error:
             self._send([LoadFailed(str(error), True)])
-            return
+            return None
         except Exception as error:
             _log.exception("the model cannot be loaded")
             self._send([LoadFailed(f"{type(error).__name__}: {error}", False)])
             raise
-        with contextlib.closing(served):
-            scheduler = Scheduler(
-                served.loaded.model, served.tokenizer, served.limits, served.store, self._send
-            )
-            reporter = Reporter(served.loaded, scheduler, served.limits.kv_bytes)
-            listener = Listener(served, self._inbox, self._send)
-            self._start(self._listen, listener)
-            self._send([Ready(served.card, served.remarks), reporter.snapshot()])
-            self._start(self._report, reporter)
-            self._compute(scheduler)
-            scheduler.save()
+        return served
+
+    def _serve(self, served: Served) -> None:
+        """Answer with a model until there is nobody to answer to."""
+        scheduler = Scheduler(
+            served.loaded.model, served.tokenizer, served.limits, served.store, self._send
+        )
+        reporter = Reporter(served.loaded, scheduler, served.limits.kv_bytes)
+        self._start(self._listen, Listener(served, self._inbox, self._send))
+        self._send([Ready(served.card, served.remarks), reporter.snapshot()])
+        self._start(self._report, reporter)
+        self._compute(scheduler)
+        scheduler.save()
 
     def _start(self, target: Any, argument: Any) -> None:
         threading.Thread(target=target, args=(argument,), daemon=True).start()
@@ -127,6 +140,13 @@ class Worker:
         """Tell the gateway; if it has gone, the listening thread is about to notice."""
         with contextlib.suppress(OSError):
             self._end.send(messages)
+
+
+def _recording(served: Served, options: WorkerOptions) -> contextlib.AbstractContextManager[object]:
+    """Record the routing of all answers while the block runs, where the options ask for it."""
+    if options.trace is None:
+        return contextlib.nullcontext()
+    return recording_to(served.loaded, Path(options.trace), options.profile or "served")
 
 
 class Listener:
