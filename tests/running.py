@@ -104,9 +104,7 @@ class RunningServer:
 def running(*options: str) -> Iterator[RunningServer]:
     """Start a server at a free port, wait until it is ready, and end it."""
     command = [*COMMAND, "serve", "--port", "0", *options]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ}
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         server = RunningServer(process)
         try:
             server.wait_for(r"ready after")

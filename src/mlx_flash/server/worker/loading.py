@@ -65,6 +65,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         cache_options,
         context_tokens=context,
         kv_tokens=kv_tokens,
+        kv_bits=options.kv_bits,
         kernel_options=KernelOptions(kernels=options.kernels),
         read_options=ReadOptions(
             direct=ReadOptions.direct_by(options.reader), prefetch=options.prefetch
@@ -87,10 +88,10 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
     store = PromptStore(
         loaded.model,
         f"{_identity(loaded)} {loaded.kernels.name}",
-        Path(options.prompt_cache) if options.prompt_cache else None,
+        Path(options.prompt_cache) if options.prompt_cache and not options.kv_bits else None,
         options.prompt_cache_bytes,
     )
-    card = card_of(loaded, files.tokenizer, name, context, options.max_batch)
+    card = card_of(loaded, files.tokenizer, name, context, options)
     vocabulary = _vocabulary(files)
     return Served(
         loaded,
@@ -173,6 +174,7 @@ def _remarks(loaded: LoadedModel, card: ModelCard) -> list[str]:
             f"the model was trained for {trained} tokens of context: beyond that its answers are "
             "poor."
         )
+    remarks += [f"not exact: {what}." for what in card.lossy]
     if not card.has_tools:
         remarks.append("the model has no tools of its own: it calls one only when it must.")
     return remarks

@@ -13,13 +13,14 @@ from ...streaming.expert_stream import ExpertStream
 from ...telemetry import machine
 from ...telemetry.counters import StreamCounters
 from ..messages import LayerHits, ModelCard, Snapshot
+from ..options import WorkerOptions
 from .scheduler import Scheduler
 
 _GAIN_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 def card_of(
-    loaded: LoadedModel, tokenizer: Any, name: str, context_tokens: int, max_batch: int
+    loaded: LoadedModel, tokenizer: Any, name: str, context_tokens: int, options: WorkerOptions
 ) -> ModelCard:
     """Return what clients may know of a model."""
     config, plan = loaded.checkpoint.config, loaded.plan
@@ -49,7 +50,8 @@ def card_of(
         kv_bytes=plan.kv_bytes,
         backend=backend_name(),
         kernels=loaded.kernels.name,
-        max_batch=max_batch,
+        max_batch=options.max_batch,
+        lossy=[f"the KV cache is kept in {options.kv_bits} bits"] if options.kv_bits else [],
     )
 
 

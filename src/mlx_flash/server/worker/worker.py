@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ class Worker:
         self._end = end
         self._options = options
         self._inbox: queue.SimpleQueue[Answering | Cancel | Stop] = queue.SimpleQueue()
+        self._listener: Listener | None = None
         self._stopping = False
 
     def run(self) -> None:
         """Load the model and answer until the gateway says stop, or goes."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._start(self._listen)
         with contextlib.ExitStack() as open_things:
             served = self._load(open_things)
             if served is not None:
@@ -92,14 +94,14 @@ class Worker:
             served.loaded.model, served.tokenizer, served.limits, served.store, self._send
         )
         reporter = Reporter(served.loaded, scheduler, served.limits.kv_bytes)
-        self._start(self._listen, Listener(served, self._inbox, self._send))
+        self._listener = Listener(served, self._inbox, self._send)
         self._send([Ready(served.card, served.remarks), reporter.snapshot()])
         self._start(self._report, reporter)
         self._compute(scheduler)
         scheduler.save()
 
-    def _start(self, target: Any, argument: Any) -> None:
-        threading.Thread(target=target, args=(argument,), daemon=True).start()
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
 
     def _compute(self, scheduler: Scheduler) -> None:
         """Take steps while there are answers to compute, and wait while there are none."""
@@ -122,10 +124,14 @@ class Worker:
             while True:
                 yield self._inbox.get_nowait()
 
-    def _listen(self, listener: "Listener") -> None:
-        """Hear the gateway. When it goes, end: nobody is left to answer to."""
+    def _listen(self) -> None:
+        """Hear the gateway, which asks once it is told `Ready`.
+
+        When it goes, also while the model is being loaded, end: nobody is left to answer to.
+        """
         for message in self._end.received():
-            listener.take(message)
+            assert self._listener is not None, "asked before it was ready"
+            self._listener.take(message)
         self._stopping = True
         self._inbox.put(Stop())
         time.sleep(_GRACE_S)
