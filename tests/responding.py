@@ -10,11 +10,12 @@ PATH = "/v1/responses"
 
 
 def respond(backend: FakeBackend, *bodies: Any, path: str = PATH) -> list[Any]:
-    """Return the httpx responses to bodies that are posted one after the other."""
+    """Return the httpx responses to bodies, JSON or text of it, posted one after the other."""
 
     async def post() -> list[Any]:
         async with client_of(backend) as client:
-            return [await client.post(path, json=body) for body in bodies]
+            texts = [body if isinstance(body, str) else json.dumps(body) for body in bodies]
+            return [await client.post(path, content=text) for text in texts]
 
     return asyncio.run(post())
 

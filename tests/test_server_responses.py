@@ -290,18 +290,19 @@ def test_a_wrong_body_gets_a_sentence_about_the_field(body: dict[str, Any], para
 
 @pytest.mark.parametrize("text", ['"\\ud800"', "1e999", "9" * 30, "[" * 200 + "]" * 200])
 def test_json_that_cannot_be_passed_on_is_refused(text: str) -> None:
-    import asyncio
-
-    from serving import client_of
-
-    async def post() -> Any:
-        async with client_of(FakeBackend()) as client:
-            body = f'{{"input": "x", "tools": [{{"type": "function", "parameters": {text}}}]}}'
-            return await client.post("/v1/responses", content=body)
-
-    response = asyncio.run(post())
+    body = f'{{"input": "x", "tools": [{{"type": "function", "parameters": {text}}}]}}'
+    (response,) = respond(FakeBackend(), body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("arguments", ['{"n": 1e999}', '{"n": %s}' % ("9" * 30), "no JSON"])
+def test_arguments_that_cannot_be_passed_on_are_kept_as_text(arguments: str) -> None:
+    backend = FakeBackend()
+    call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": arguments}
+    answered(backend, input=[call])
+    (turn,) = prompt(backend).messages
+    assert turn["tool_calls"][0]["function"]["arguments"] == {"input": arguments}
 
 
 @pytest.mark.parametrize(

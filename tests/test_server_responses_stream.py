@@ -74,15 +74,17 @@ def test_reasoning_is_streamed_in_the_form_of_its_item(summary: Any, told: list[
     assert (item["summary"] or item["content"])[0]["text"] == events[5]["text"] == "Hmm."
 
 
-def test_calls_are_streamed_as_items() -> None:
+def test_calls_are_streamed_as_items_after_the_text_before_them() -> None:
     script = [
+        Piece(0, "text", "I look."),
         ToolCall(0, "look", '{"at": 1}'),
         ToolCall(0, "patch", '{"input": "+x"}'),
         finished(reason="tools"),
     ]
     tools = [{"type": "function", "name": "look"}, {"type": "custom", "name": "patch"}]
     events = streamed(FakeBackend(script), tools=tools)
-    assert kinds(events)[2:-1] == [
+    assert kinds(events)[6:-1] == [
+        "output_item.done",
         "output_item.added",
         "function_call_arguments.delta",
         "function_call_arguments.done",
@@ -92,10 +94,10 @@ def test_calls_are_streamed_as_items() -> None:
         "custom_tool_call_input.done",
         "output_item.done",
     ]
-    assert events[2]["item"]["arguments"] == ""
-    assert events[5]["item"]["arguments"] == '{"at": 1}'
-    assert events[6]["output_index"] == 1
-    assert events[9]["item"]["input"] == "+x"
+    assert events[7]["item"]["arguments"] == ""
+    assert events[10]["item"]["arguments"] == '{"at": 1}'
+    assert events[11]["output_index"] == 2
+    assert events[14]["item"]["input"] == "+x"
 
 
 def test_a_quiet_stream_says_that_it_is_in_progress() -> None:
