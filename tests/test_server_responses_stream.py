@@ -1,15 +1,14 @@
-"""The events by which the Responses API streams, and responses that it keeps."""
+"""The events by which the Responses API streams."""
 
 import asyncio
 from typing import Any
 
 import pytest
-from responding import answered, refused, respond, streamed
+from responding import respond, streamed
 from serving import FakeBackend, client_of, finished, said
 
 from mlx_flash.server.gateway.responses import running
-from mlx_flash.server.gateway.responses.store import Store, Stored
-from mlx_flash.server.messages import ChatPrompt, Failed, Piece, Prefilled, ToolCall
+from mlx_flash.server.messages import Failed, Piece, Prefilled, ToolCall
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
@@ -83,7 +82,7 @@ def test_calls_are_streamed_as_items_after_the_text_before_them() -> None:
     ]
     tools = [{"type": "function", "name": "look"}, {"type": "custom", "name": "patch"}]
     events = streamed(FakeBackend(script), tools=tools)
-    assert kinds(events)[6:-1] == [
+    assert kinds(events)[7:-1] == [
         "output_item.done",
         "output_item.added",
         "function_call_arguments.delta",
@@ -94,10 +93,10 @@ def test_calls_are_streamed_as_items_after_the_text_before_them() -> None:
         "custom_tool_call_input.done",
         "output_item.done",
     ]
-    assert events[7]["item"]["arguments"] == ""
-    assert events[10]["item"]["arguments"] == '{"at": 1}'
-    assert events[11]["output_index"] == 2
-    assert events[14]["item"]["input"] == "+x"
+    assert events[8]["item"]["arguments"] == ""
+    assert events[11]["item"]["arguments"] == '{"at": 1}'
+    assert events[12]["output_index"] == 2
+    assert events[15]["item"]["input"] == "+x"
 
 
 def test_a_quiet_stream_says_that_it_is_in_progress() -> None:
@@ -190,76 +189,3 @@ def test_leaving_a_stream_cancels_its_answer() -> None:
 
     asyncio.run(leave())
     assert backend.cancelled == 1
-
-
-def test_a_response_is_continued_by_its_id() -> None:
-    async def talk(backend: FakeBackend) -> Any:
-        async with client_of(backend) as client:
-            body: dict[str, Any] = {"input": "One", "instructions": "Count."}
-            first = (await client.post("/v1/responses", json=body)).json()
-            body = {"input": "Three", "previous_response_id": first["id"]}
-            second = (await client.post("/v1/responses", json=body)).json()
-            page = await client.get(f"/v1/responses/{second['id']}/input_items?order=asc&limit=2")
-            reference = [{"type": "item_reference", "id": first["output"][0]["id"]}]
-            await client.post("/v1/responses", json={"input": reference})
-            return first, page.json()
-
-    backend = FakeBackend()
-    first, page = asyncio.run(talk(backend))
-    prompts = [asked.prompt for asked in backend.asked]
-    assert isinstance(prompts[1], ChatPrompt)
-    assert isinstance(prompts[2], ChatPrompt)
-    assert prompts[1].messages == [
-        {"role": "user", "content": "One"},
-        {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "Three"},
-    ]
-    assert prompts[2].messages == [{"role": "assistant", "content": "Hello"}]
-    assert page["has_more"] is True
-    assert page["data"][0]["content"] == [{"type": "input_text", "text": "One"}]
-    assert page["data"][1] == first["output"][0]
-
-
-def test_a_stored_response_is_found_until_it_is_deleted() -> None:
-    async def visit() -> list[Any]:
-        async with client_of(FakeBackend()) as client:
-            created = (await client.post("/v1/responses", json={"input": "Hi"})).json()
-            path = f"/v1/responses/{created['id']}"
-            found = await client.get(path)
-            assert found.json() == created
-            cancelled = await client.post(f"{path}/cancel")
-            deleted = await client.delete(path)
-            return [cancelled, deleted, *[await client.get(path) for _ in "x"]]
-
-    cancelled, deleted, gone = asyncio.run(visit())
-    assert cancelled.status_code == 400
-    assert deleted.json()["deleted"] is True
-    assert gone.status_code == 404
-    assert gone.json()["error"]["code"] == "not_found"
-
-
-def test_a_response_that_is_not_to_be_stored_is_not() -> None:
-    backend = FakeBackend()
-    body = answered(backend, store=False)
-    assert body["store"] is False
-    assert refused(FakeBackend(), previous_response_id=body["id"])["code"] == "not_found"
-
-
-def stored(name: str, text: str = "") -> Stored:
-    """Return a response to keep."""
-    return Stored({"id": name, "output": []}, [{"id": f"msg_{name}", "text": text}])
-
-
-def test_the_oldest_responses_make_room() -> None:
-    store = Store(max_responses=2, max_bytes=10_000)
-    for name in "abc":
-        store.save(stored(name))
-    assert store.finder()("msg_a") is None
-    assert store.get("b").response["id"] == "b"
-    store.save(stored("d", "x" * 9_950))
-    assert store.finder()("msg_c") is None
-    assert store.finder()("msg_d") is not None
-    store.save(stored("e", "x" * 20_000))
-    assert store.finder()("msg_e") is None
-    store.save(stored("f", "x" * 9_000))
-    assert store.finder()("msg_f") is not None
