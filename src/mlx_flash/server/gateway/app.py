@@ -36,6 +36,7 @@ def create_app(
     )
     app.state.backend = backend
     app.state.access = access
+    app.state.responses = responses.Store()
     for module in _ROUTERS:
         app.include_router(module.router)
     app.add_exception_handler(RequestError, _refuse)
