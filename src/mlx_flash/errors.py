@@ -9,6 +9,7 @@ MLXFlashError
 ├── PromptError            the prompt is empty or does not fit the model's context
 ├── TraceError             a file is no routing trace, or one of another model
 ├── PackError              a pack cannot be written: the disk is full, or refuses
+├── ConnectError           settings of another program cannot be read or written
 └── OptionError            an option has a value that makes no sense
 """
 
@@ -69,6 +70,10 @@ class PromptError(MLXFlashError):
 
 class PackError(MLXFlashError):
     """Raised when the disk has no room for a model that is to be written, or refuses."""
+
+
+class ConnectError(MLXFlashError):
+    """Raised when the settings file of another program cannot be read, understood or written."""
 
 
 class TraceError(MLXFlashError):
