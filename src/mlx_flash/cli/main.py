@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError
-from . import bench, browse, demo, doctor, generate, pack, plan, replay, trace
+from . import bench, browse, connect, demo, doctor, generate, pack, plan, replay, trace
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -44,6 +44,7 @@ app.command("plan")(plan.command)
 app.command("trace")(trace.command)
 app.command("replay")(replay.command)
 app.command("browse")(browse.command)
+app.command("connect")(connect.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(demo.app, name="demo")
