@@ -10,6 +10,7 @@ MLXFlashError
 ├── TraceError             a file is no routing trace, or one of another model
 ├── PackError              a pack cannot be written: the disk is full, or refuses
 ├── WorkerError            the model process died or timed out
+├── ConnectError           settings of another program cannot be read or written
 └── OptionError            an option has a value that makes no sense
 """
 
@@ -70,6 +71,10 @@ class PromptError(MLXFlashError):
 
 class PackError(MLXFlashError):
     """Raised when the disk has no room for a model that is to be written, or refuses."""
+
+
+class ConnectError(MLXFlashError):
+    """Raised when the settings file of another program cannot be read, understood or written."""
 
 
 class TraceError(MLXFlashError):

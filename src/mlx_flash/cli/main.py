@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError, WorkerError
-from . import bench, browse, demo, doctor, generate, pack, plan, replay, serve, trace
+from . import bench, browse, connect, demo, doctor, generate, pack, plan, replay, serve, trace
 
 _OF_SERVE = ("--port", "--host", "--memory", "--api-key")
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
@@ -47,6 +47,7 @@ app.command("plan")(plan.command)
 app.command("trace")(trace.command)
 app.command("replay")(replay.command)
 app.command("browse")(browse.command)
+app.command("connect")(connect.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(demo.app, name="demo")
