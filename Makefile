@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo test check test-upstream clean
+.PHONY: demo test check test-clients test-upstream clean
 
 demo: $(VENV)/.installed  ## Ask the bundled model a question with 40% of the memory it needs.
 	$(BIN)/mlx-flash generate --memory 40% -n 160 -p "What does shutil.copytree do?"
@@ -19,6 +19,10 @@ check: $(VENV)/.dev  ## Check format, lint, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-clients: $(VENV)/.dev  ## Run the official clients of each API against the server.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
+	$(BIN)/python -m pytest -n 0 tests/clients
 
 test-upstream: $(VENV)/.dev  ## Run mlx-lm's own model tests with and without streaming.
 	$(BIN)/python tests/upstream/run.py
