@@ -69,7 +69,7 @@ def invalid_body(problems: Any) -> RequestError:
     problem = problems[0]
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
     field = ".".join(place)
-    if problem["type"] in ("json_invalid", "missing") and not field:
+    if problem["type"] == "json_invalid" or (problem["type"] == "missing" and not field):
         return RequestError("invalid", "the body is not valid JSON: send a JSON object.")
     what = str(problem["msg"]).removeprefix("Value error, ")
     where = field or "body"
