@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from ..channel import framed
@@ -38,7 +38,7 @@ from ..messages import (
 from ..options import QueueOptions, WorkerOptions
 from .answers import LiveAnswer, numbered
 from .backend import RequestError
-from .process import WorkerProcess
+from .process import WORKER, WorkerProcess
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +60,13 @@ class WorkerLink:
         worker: WorkerOptions,
         queue: QueueOptions,
         notice: Callable[[str], None] = _log.info,
+        command: Sequence[str] = WORKER,
     ) -> None:
-        """Start nothing yet. `notice` is told what whoever started the server should know."""
+        """Start nothing yet. `notice` is told what whoever started the server should know.
+
+        `command` starts a worker.
+        """
+        self._command = command
         self.card: ModelCard | None = None
         self.state: State = "loading"
         self.snapshot: Snapshot | None = None
@@ -181,7 +186,7 @@ class WorkerLink:
             await asyncio.sleep(_BACK_OFF_S[min(died, len(_BACK_OFF_S) - 1)])
             if not self._stopping:
                 self.state, self.snapshot = "loading", None
-            self._process = process = await WorkerProcess.start(self._worker_options)
+            self._process = process = await WorkerProcess.start(self._worker_options, self._command)
             self._started_s = time.monotonic()
             try:
                 was_ready = await self._listen(process)
