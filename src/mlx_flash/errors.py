@@ -8,6 +8,7 @@ MLXFlashError
 ├── ModelNotFoundError     no such path or repository
 ├── PromptError            the prompt is empty or does not fit the model's context
 ├── TraceError             a file is no routing trace, or one of another model
+├── TranscriptError        a saved conversation cannot be written or read
 ├── PackError              a pack cannot be written: the disk is full, or refuses
 └── OptionError            an option has a value that makes no sense
 """
@@ -73,6 +74,10 @@ class PackError(MLXFlashError):
 
 class TraceError(MLXFlashError):
     """Raised when a routing trace cannot be read or written, or belongs to another model."""
+
+
+class TranscriptError(MLXFlashError):
+    """Raised when a saved conversation cannot be written or read, or is none."""
 
 
 class OptionError(MLXFlashError):

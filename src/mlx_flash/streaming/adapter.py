@@ -20,10 +20,10 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step
+from mlx_lm.generate import TextStateMachine, generate_step, make_text_state_machine
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.base import scaled_dot_product_attention
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.models.switch_layers import (
     QuantizedSwitchLinear,
     SwiGLU,
@@ -50,6 +50,11 @@ Attention = Callable[..., mx.array]
 """A function with the arguments of `scaled_dot_product_attention`."""
 
 _ATTENTION = "scaled_dot_product_attention"
+
+Message = Mapping[str, str]
+"""A message of a conversation: its `role` (system, user or assistant) and its `content`."""
+
+_REASONING = "reasoning"  # the state of mlx-lm's text machine between think markers
 
 _GREEDY_BELOW = 1e-4
 
@@ -167,17 +172,59 @@ def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -
         UnsupportedModelError: the template cannot be used.
     """
     if chat_template and tokenizer.has_chat_template:
-        turn = [{"role": "user", "content": text}]
-        try:
-            rendered = tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
-            )
-        except _ANYTHING as error:
-            raise UnsupportedModelError(
-                f"the model's chat template is broken: {_line(error)}"
-            ) from error
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
+        return encode_messages(tokenizer, [{"role": "user", "content": text}])
     return list(tokenizer.encode(text))
+
+
+def encode_messages(tokenizer: TokenizerWrapper, messages: Sequence[Message]) -> list[int]:
+    """Return the tokens of a conversation up to where the next answer begins.
+
+    A model without a chat template reads a line for each message.
+
+    Raises:
+        UnsupportedModelError: the template cannot be used.
+    """
+    if not tokenizer.has_chat_template:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return list(tokenizer.encode("".join([*lines, "assistant:"])))
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except _ANYTHING as error:
+        raise UnsupportedModelError(
+            f"the model's chat template refuses the conversation: {_line(error)}"
+        ) from error
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+class AnswerSplitter:
+    """Tells what a model answers from what it thinks, and leaves the markers between them out."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> None:
+        """Begin where the tokens of `prompt` end: some templates open the thinking themselves."""
+        tokens, state = list(prompt), "normal"
+        if tokenizer.has_thinking and (
+            tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
+        ):
+            state = _REASONING
+        state = tokenizer.response_initial_state or state
+        self._state = make_text_state_machine(tokenizer).make_state(state)
+
+    def add(self, text: str) -> list[tuple[str, bool]]:
+        """Return the texts that are certain with some more, and whether each is thought.
+
+        What may be the beginning of a marker is kept back.
+        """
+        if self._state[0] is None:  # a marker has ended the answer
+            return []
+        self._state, segments = TextStateMachine.split(self._state, text)
+        return [(part, state == _REASONING) for state, part in segments if part]
+
+    def rest(self) -> list[tuple[str, bool]]:
+        """Return what was kept back: no more text comes."""
+        self._state, text, state = TextStateMachine.flush(self._state)
+        return [(text, state == _REASONING)] if text and state is not None else []
 
 
 def sampler(temperature: float) -> Callable[[mx.array], mx.array]:
@@ -431,6 +478,28 @@ def take_parameter(model: Module, path: str) -> mx.array:
     return array
 
 
+def new_cache(model: Module) -> list[Any]:
+    """Return an empty prompt cache of a model: it grows with the tokens it is called with."""
+    return list(make_prompt_cache(model))
+
+
+def trim_cache(cache: list[Any], num_tokens: int) -> bool:
+    """Take the last `num_tokens` tokens out of a prompt cache; False when it is of no use now.
+
+    A sliding window that has slid, or a recurrent state, cannot go back.
+    """
+    if num_tokens == 0:
+        return True
+    if not can_trim_prompt_cache(cache):
+        return False
+    return all(entry.trim(num_tokens) == num_tokens for entry in cache)
+
+
+def held_bytes(cache: Sequence[Any]) -> int:
+    """Return the memory that a prompt cache takes."""
+    return sum(int(entry.nbytes) for entry in cache)
+
+
 def cache_bytes(model: Module, num_tokens: int) -> int:
     """Return the bytes of prompt cache that `num_tokens` tokens take. Computes shapes only.
 
@@ -444,4 +513,4 @@ def cache_bytes(model: Module, num_tokens: int) -> int:
         model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
     except _ANYTHING as error:
         raise UnsupportedModelError(f"mlx-lm cannot run this model: {_line(error)}") from error
-    return sum(int(entry.nbytes) for entry in cache)
+    return held_bytes(cache)
