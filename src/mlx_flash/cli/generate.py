@@ -13,7 +13,8 @@ from rich.status import Status
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
 from ..planner.memory import gigabytes
-from .folders import profile_folder, warm_start_folder
+from .folders import warm_start_folder
+from .loading import read_profile, show_compiling
 from .options import (
     AsJson,
     Capacity,
@@ -102,7 +103,7 @@ def command(
             split_by,
         )
         if profile is not None:
-            _read_profile(loaded, profile, loading)
+            read_profile(loaded, profile, loading)
         if trace is not None:
             from ..engine.trace import recording_to, routing_of
 
@@ -161,29 +162,9 @@ def _load(
         read_options=read_options,
         always_stream=always_stream,
         split=splitting_by(split_by, cache_options.policy),
-        on_compile=partial(_show_compiling, loading),
+        on_compile=partial(show_compiling, loading),
     )
     return loaded, files.tokenizer, tokens
-
-
-def _read_profile(loaded: "LoadedModel", name: str, status: Status | None) -> None:
-    """Read the experts of a profile, unless the model has them all in memory."""
-    from ..engine.find import model_name
-    from ..engine.profiles import find_profile, load_experts
-
-    counts = [layout.num_experts for layout in loaded.layouts]
-    model = model_name(loaded.checkpoint.folder)
-    ranking = find_profile(name, model, counts, profile_folder())
-    if loaded.stream is not None:
-        if status is not None:
-            status.update(f"reading the experts of {name}")
-        load_experts(loaded.stream, ranking)
-
-
-def _show_compiling(status: Status | None, number: int, of: int) -> None:
-    """Say which kernel is being compiled, on a terminal."""
-    if status is not None:
-        status.update(f"preparing CPU kernels, {number} of {of} (compiled once per machine)")
 
 
 def _summary(report: "GenerationReport", profile: str | None) -> str:

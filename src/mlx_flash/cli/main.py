@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError
-from . import bench, browse, demo, doctor, generate, pack, plan, replay, trace
+from . import bench, browse, chat, demo, doctor, generate, pack, plan, replay, trace
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -39,6 +39,7 @@ def _root(
 
 
 app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 app.command("pack")(pack.command)
 app.command("plan")(plan.command)
 app.command("trace")(trace.command)
@@ -76,6 +77,12 @@ def run() -> None:
 def run_browse() -> None:
     """Run `mlx-flash browse` under a name of its own."""
     sys.argv[1:1] = ["browse"]
+    run()
+
+
+def run_chat() -> None:
+    """Run `mlx-flash chat` under a name of its own."""
+    sys.argv[1:1] = ["chat"]
     run()
 
 
