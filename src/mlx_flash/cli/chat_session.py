@@ -49,7 +49,7 @@ class Chat:
             text = follow(self.conversation, line)
         except MLXFlashError as error:
             self.exit_code = self.exit_code or (1 if isinstance(error, ExpertReadError) else 2)
-            self._note(f"mlx-flash: {error}")
+            self.notes.print(f"mlx-flash: {error}", soft_wrap=True)
             return True
         if text is not None:
             self.out.print(text, soft_wrap=True)

@@ -4,6 +4,7 @@ Knows nothing of terminals: the same conversation may be held over a network.
 """
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -105,24 +106,25 @@ class Conversation:
 
     def _fit(self, message: Message) -> list[int]:
         """Return the tokens to give the model, without the oldest turns if they are too many."""
-        prompt = self._encode(message)
+        left_out, prompt = self.num_left_out, self._encode(message, self.num_left_out)
         reserve = min(self._options.max_tokens, self.context_tokens // _ANSWER_SHARE)
         if len(prompt) + reserve > self.context_tokens:
+            choices = range(left_out, len(self.messages) // 2)
             goal = self.context_tokens // _KEPT_SHARE
-            while len(prompt) > goal and 2 * self.num_left_out < len(self.messages):
-                self.num_left_out += 1
-                prompt = self._encode(message)
+            left_out += bisect_left(choices, -goal, key=lambda n: -len(self._encode(message, n)))
+            prompt = self._encode(message, left_out)
         if len(prompt) >= self.context_tokens:
             raise PromptError(
                 f"the message takes {len(prompt)} tokens, and the context holds "
                 f"{self.context_tokens}: shorten it."
             )
+        self.num_left_out = left_out
         return prompt
 
-    def _encode(self, message: Message) -> list[int]:
-        """Return the tokens of the conversation with one more message."""
+    def _encode(self, message: Message, left_out: int) -> list[int]:
+        """Return the tokens of the conversation with one more message, without its first turns."""
         first = [{"role": "system", "content": self.system}] if self.system else []
-        sent = [*first, *self.messages[2 * self.num_left_out :], message]
+        sent = [*first, *self.messages[2 * left_out :], message]
         return adapter.encode_messages(self._tokenizer, sent)
 
     def _answer(self, text: str, prompt: list[int]) -> Generator[Piece, None, None]:
