@@ -8,6 +8,7 @@ MLXFlashError
 ├── ModelNotFoundError     no such path or repository
 ├── PromptError            the prompt is empty or does not fit the model's context
 ├── TraceError             a file is no routing trace, or one of another model
+├── TranscriptError        a saved conversation cannot be written or read
 ├── PackError              a pack cannot be written: the disk is full, or refuses
 ├── WorkerError            the model process died or timed out
 ├── ConnectError           settings of another program cannot be read or written
@@ -79,6 +80,10 @@ class ConnectError(MLXFlashError):
 
 class TraceError(MLXFlashError):
     """Raised when a routing trace cannot be read or written, or belongs to another model."""
+
+
+class TranscriptError(MLXFlashError):
+    """Raised when a saved conversation cannot be written or read, or is none."""
 
 
 class WorkerError(MLXFlashError):

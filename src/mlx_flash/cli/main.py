@@ -9,7 +9,20 @@ import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError, WorkerError
-from . import bench, browse, connect, demo, doctor, generate, pack, plan, replay, serve, trace
+from . import (
+    bench,
+    browse,
+    chat,
+    connect,
+    demo,
+    doctor,
+    generate,
+    pack,
+    plan,
+    replay,
+    serve,
+    trace,
+)
 
 _OF_SERVE = ("--port", "--host", "--memory", "--api-key")
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
@@ -41,6 +54,7 @@ def _root(
 
 
 app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 app.command("serve")(serve.command)
 app.command("pack")(pack.command)
 app.command("plan")(plan.command)
@@ -87,6 +101,12 @@ def _means_serve(arguments: Sequence[str]) -> bool:
 def run_browse() -> None:
     """Run `mlx-flash browse` under a name of its own."""
     sys.argv[1:1] = ["browse"]
+    run()
+
+
+def run_chat() -> None:
+    """Run `mlx-flash chat` under a name of its own."""
+    sys.argv[1:1] = ["chat"]
     run()
 
 
