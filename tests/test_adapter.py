@@ -165,13 +165,15 @@ def test_caches_go_back_or_say_that_they_cannot() -> None:
     assert adapter.trim_cache([ArraysCache(2)], 0)
 
 
-def thinking_tokenizer() -> adapter.TokenizerWrapper:
+def thinking_tokenizer() -> token_seam.TokenizerWrapper:
     tokenizer = token_seam.open_tokenizer(bundled_model())._tokenizer
     tokenizer.add_tokens(["<think>", "</think>"])
-    return adapter.TokenizerWrapper(tokenizer)
+    return token_seam.TokenizerWrapper(tokenizer)
 
 
-def split(tokenizer: adapter.TokenizerWrapper, prompt: str, pieces: list[str]) -> tuple[str, str]:
+def split(
+    tokenizer: token_seam.TokenizerWrapper, prompt: str, pieces: list[str]
+) -> tuple[str, str]:
     """Return what of an answer is said and what is thought."""
     splitter = token_seam.AnswerSplitter(tokenizer, tokenizer.encode(prompt))
     parts = [part for piece in pieces for part in splitter.add(piece)] + splitter.rest()

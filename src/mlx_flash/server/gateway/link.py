@@ -101,8 +101,8 @@ class WorkerLink:
         wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
         try:
             answer = LiveAnswer(wanted, timeout_s, self._cancel)
-        except UnicodeEncodeError:
-            raise _half_a_character() from None
+        except (UnicodeEncodeError, OverflowError):
+            raise _unspeakable() from None
         self._answers[number] = answer
         if self.state == "ready":
             self._send(answer.frame)
@@ -132,8 +132,8 @@ class WorkerLink:
         future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
         try:
             frame = framed(question)
-        except UnicodeEncodeError:
-            raise _half_a_character() from None
+        except (UnicodeEncodeError, OverflowError):
+            raise _unspeakable() from None
         self._questions[question.request] = future
         self._send(frame)
         try:
@@ -283,7 +283,8 @@ class WorkerLink:
             self._reply(Failed(number, "unavailable", why))
 
 
-def _half_a_character() -> RequestError:
+def _unspeakable() -> RequestError:
     return RequestError(
-        "invalid", "a text in the request holds half a character (a lone surrogate): mend it."
+        "invalid",
+        "the request holds half a character (a lone surrogate) or a number of more than 64 bits.",
     )
