@@ -1,15 +1,14 @@
 """The real Codex CLI against scripted answers. Set MLX_FLASH_CODEX to its binary."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from codex import ask
 from listening import listening
-from serving import FakeBackend, ScriptedAnswer, finished, said
+from serving import InTurn, finished, said
 
-from mlx_flash.server.messages import ChatPrompt, Event, Failed, Generate, Piece, ToolCall
+from mlx_flash.server.messages import ChatPrompt, Failed, Piece, ToolCall
 
 CODEX = os.environ.get("MLX_FLASH_CODEX")
 
@@ -17,18 +16,6 @@ pytestmark = [
     pytest.mark.skipif(CODEX is None, reason="MLX_FLASH_CODEX names no Codex"),
     pytest.mark.filterwarnings("default"),
 ]
-
-
-class InTurn(FakeBackend):
-    """Gives each request the next script, and the last one to all that follow."""
-
-    def __init__(self, *scripts: Iterable[Event | None]) -> None:
-        super().__init__(scripts[0])
-        self._scripts = [list(script) for script in scripts]
-
-    def submit(self, wanted: Generate) -> ScriptedAnswer:
-        self.script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        return super().submit(wanted)
 
 
 def test_codex_prints_an_answer(tmp_path: Path) -> None:

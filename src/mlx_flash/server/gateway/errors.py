@@ -1,5 +1,6 @@
 """Errors in the words of each API: the same `RequestError` has four shapes."""
 
+import uuid
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -75,6 +76,8 @@ def error_response(path: str, error: RequestError) -> JSONResponse:
     else:
         body = llamacpp_error(error)
     headers = {}
+    if path.startswith("/v1/messages"):
+        headers["request-id"] = f"req_{uuid.uuid4().hex[:24]}"
     if error.kind == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     if error.kind in ("overloaded", "unavailable"):
