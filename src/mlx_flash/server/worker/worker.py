@@ -237,6 +237,7 @@ class Listener:
                 tools,
                 plain=not isinstance(prompt, ChatPrompt),
                 reasoning_first=reasoning,
+                after=None if isinstance(prompt, ChatPrompt) else tokens[-1],
             ),
             draw=make_draw(sampling, served.vocabulary),
             processors=processors,
