@@ -18,24 +18,12 @@ _FILL_IN = (
 
 
 _OURS = frozenset(
-    [
-        "chat_template",
-        "conversation",
-        "messages",
-        "tools",
-        "documents",
-        "tokenize",
-        "add_generation_prompt",
-        "continue_final_message",
-        "return_dict",
-        "return_tensors",
-        "return_assistant_tokens_mask",
-        "padding",
-        "truncation",
-        "max_length",
-        "tokenizer_kwargs",
-        "processor_kwargs",
-    ]
+    (
+        *("chat_template", "conversation", "messages", "tools", "documents", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"),
+        *("return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+        *("tokenizer_kwargs", "processor_kwargs"),
+    )
 )
 """What a request may not tell a template: another template would be code from outside."""
 
