@@ -16,6 +16,7 @@ from ..messages import (
     Counted,
     Detokenize,
     Failed,
+    FailureKind,
     Finished,
     FromWorker,
     Generate,
@@ -37,8 +38,9 @@ from ..messages import (
 )
 from ..options import QueueOptions, WorkerOptions
 from .answers import LiveAnswer, numbered
-from .backend import RequestError
+from .backend import RequestError, Watched
 from .process import WorkerProcess
+from .reports import Reports
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +67,11 @@ class WorkerLink:
         self.card: ModelCard | None = None
         self.state: State = "loading"
         self.snapshot: Snapshot | None = None
+        self.reports = Reports()
         self.restarts = 0
         self.failure: LoadFailed | None = None
         self.loaded = asyncio.Event()
-        self.watch: Callable[[Generate, FromWorker], None] = lambda wanted, event: None
+        self.watch: Callable[[Generate, Watched], None] = lambda wanted, event: None
         self._worker_options = worker
         self._queue_options = queue
         self._notice = notice
@@ -85,13 +88,14 @@ class WorkerLink:
     def submit(self, wanted: Generate) -> LiveAnswer:
         """Begin an answer; see `Backend`."""
         if self.state == "stopping":
-            raise RequestError("unavailable", "the server is stopping: ask again later.")
+            why = "the server is stopping: ask again later."
+            raise self._refused(wanted, "unavailable", why)
         if self.failure is not None:
-            raise RequestError("unavailable", f"the model is not loaded: {self.failure.message}")
+            why = f"the model is not loaded: {self.failure.message}"
+            raise self._refused(wanted, "unavailable", why)
         if len(self._answers) >= self._queue_options.max_waiting:
-            raise RequestError(
-                "overloaded", f"{len(self._answers)} requests wait already: ask again later."
-            )
+            why = f"{len(self._answers)} requests wait already: ask again later."
+            raise self._refused(wanted, "overloaded", why)
         number = next(self._numbers)
         wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
         try:
@@ -99,9 +103,15 @@ class WorkerLink:
         except UnicodeEncodeError:
             raise _half_a_character() from None
         self._answers[number] = answer
+        self.watch(wanted, wanted)
         if self.state == "ready":
             self._send(answer.frame)
         return answer
+
+    def _refused(self, wanted: Generate, kind: FailureKind, message: str) -> RequestError:
+        """Return the error to raise, which `watch` is told of."""
+        self.watch(wanted, Failed(wanted.request, kind, message))
+        return RequestError(kind, message)
 
     async def count(self, prompt: Prompt) -> Counted:
         """Return the number of tokens of a prompt."""
@@ -149,6 +159,7 @@ class WorkerLink:
     def _cancel(self, answer: LiveAnswer) -> None:
         if self._answers.pop(answer.wanted.request, None) is not None:
             self._send(framed(Cancel(answer.wanted.request)))
+            self.watch(answer.wanted, Cancel(answer.wanted.request))
 
     # --- the life of the worker
 
@@ -181,6 +192,7 @@ class WorkerLink:
             await asyncio.sleep(_BACK_OFF_S[min(died, len(_BACK_OFF_S) - 1)])
             if not self._stopping:
                 self.state, self.snapshot = "loading", None
+                self.reports.clear()
             self._process = process = await WorkerProcess.start(self._worker_options)
             self._started_s = time.monotonic()
             try:
@@ -227,6 +239,7 @@ class WorkerLink:
                 self._hand_out(message)
         elif isinstance(message, Snapshot):
             self.snapshot = message
+            self.reports.add(message)
         elif isinstance(message, Ready):
             self._become_ready(message)
         elif isinstance(message, LoadFailed):
