@@ -164,6 +164,18 @@ class FakeBackend:
         return Rendered(0, "\n".join(f"{m['role']}: {m['content']}" for m in prompt.messages))
 
 
+class InTurn(FakeBackend):
+    """Gives each request the next script, and the last one to all that follow."""
+
+    def __init__(self, *scripts: Iterable[Event | None]) -> None:
+        super().__init__(scripts[0])
+        self._scripts = [list(script) for script in scripts]
+
+    def submit(self, wanted: Generate) -> ScriptedAnswer:
+        self.script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        return super().submit(wanted)
+
+
 def app_of(backend: FakeBackend, **access: Any) -> FastAPI:
     """Return the application in front of a stand-in."""
     return create_app(backend, AccessOptions(**access))

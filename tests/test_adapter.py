@@ -11,9 +11,11 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models import switch_layers
 from mlx_lm.utils import load_model
 
+from mlx_flash.engine.find import bundled_model
 from mlx_flash.errors import UnsupportedModelError
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.streaming import adapter
+from mlx_flash.streaming import tokens as token_seam
 from mlx_flash.streaming.install import survey
 
 
@@ -143,3 +145,71 @@ def test_every_expert_activation_of_mlx_lm_that_we_name_is_still_there() -> None
         assert kind is not None
         assert kind.name == name
     assert adapter.activation_of(switch_layers.SwitchMLP(8, 8, 2)) is None
+
+
+def test_caches_go_back_or_say_that_they_cannot() -> None:
+    from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
+
+    def filled(cache: Any, num_tokens: int) -> Any:
+        cache.update_and_fetch(mx.zeros((1, 1, num_tokens, 8)), mx.zeros((1, 1, num_tokens, 8)))
+        return cache
+
+    plain, window = filled(KVCache(), 5), filled(RotatingKVCache(max_size=8), 5)
+    assert adapter.trim_cache([plain, window], 3)
+    assert (plain.offset, window.offset) == (2, 2)
+    assert adapter.held_bytes([plain]) == plain.nbytes > 0
+    assert not adapter.trim_cache([plain], 3)  # it has two
+    slid = filled(RotatingKVCache(max_size=4), 5)
+    assert not adapter.trim_cache([plain, slid], 1)
+    assert not adapter.trim_cache([ArraysCache(2)], 1)
+    assert adapter.trim_cache([ArraysCache(2)], 0)
+
+
+def thinking_tokenizer() -> token_seam.TokenizerWrapper:
+    tokenizer = token_seam.open_tokenizer(bundled_model())._tokenizer
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return token_seam.TokenizerWrapper(tokenizer)
+
+
+def split(
+    tokenizer: token_seam.TokenizerWrapper, prompt: str, pieces: list[str]
+) -> tuple[str, str]:
+    """Return what of an answer is said and what is thought."""
+    splitter = token_seam.AnswerSplitter(tokenizer, tokenizer.encode(prompt))
+    parts = [part for piece in pieces for part in splitter.add(piece)] + splitter.rest()
+    said = "".join(text for text, thought in parts if not thought)
+    return said, "".join(text for text, thought in parts if thought)
+
+
+def test_thoughts_are_told_from_what_is_said() -> None:
+    tokenizer = thinking_tokenizer()
+    assert split(tokenizer, "Hi", ["<thi", "nk>why", " not</think>", "yes <b"]) == (
+        "yes <b",
+        "why not",
+    )
+    opened = "Hi<think>\n"
+    assert split(tokenizer, opened, ["why</", "think>yes"]) == ("yes", "why")
+    assert split(tokenizer, "<think>x</think>", ["yes"]) == ("yes", "")
+    plain = token_seam.open_tokenizer(bundled_model())
+    assert split(plain, "Hi", ["<think>", "yes"]) == ("<think>yes", "")
+
+
+def test_a_conversation_is_encoded_by_the_template_or_line_by_line() -> None:
+    tokenizer = token_seam.open_tokenizer(bundled_model())
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Bye"},
+    ]
+    tokens = token_seam.encode_messages(tokenizer, messages)
+    assert tokens == tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert token_seam.encode_messages(tokenizer, messages[1:2]) == token_seam.encode_prompt(
+        tokenizer, "Hi", True
+    )
+    tokenizer._tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
+    with pytest.raises(UnsupportedModelError, match="no system, please"):
+        token_seam.encode_messages(tokenizer, messages)
+    tokenizer.has_chat_template = False
+    lines = tokenizer.decode(token_seam.encode_messages(tokenizer, messages[1:]))
+    assert lines == "user: Hi\nassistant: Yes?\nuser: Bye\nassistant:"

@@ -54,6 +54,19 @@ class TestContract:
         ask(cache, 0, 1)
         assert cache.slot_of(0, 6) is None
 
+    def test_room_is_made_for_those_who_have_no_slot_and_no_more(
+        self, policy: Callable[[], Policy]
+    ) -> None:
+        cache = new_cache(4, policy)
+        ask(cache, 0, 1, 2, 3)
+        with cache.pin(0, 3):
+            cache.make_room(0, [0, 5, 6, 7])
+            assert cache.residents(0).keys() == {0, 3}
+        cache.make_room(0, [5])
+        assert cache.residents(0).keys() == {0, 3}
+        assert ask(cache, 0, 3, 5, 6) == ({0, 3}, {5, 6})
+        cache.check_integrity()
+
     def test_a_failed_admission_leaves_its_misses_non_resident(
         self, policy: Callable[[], Policy]
     ) -> None:

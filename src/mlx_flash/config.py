@@ -251,6 +251,10 @@ DEFAULT_CONTEXT_TOKENS = 2048
 """Tokens of KV cache that a plan sets memory aside for when the caller does not say."""
 
 
+CHAT_CONTEXT_TOKENS = 8192
+"""Tokens of KV cache that a chat plans for unless it is told, or the model holds fewer."""
+
+
 def check_either(limit: MemoryLimit, cache_options: CacheOptions) -> None:
     """Raise OptionError when both a memory limit and a capacity are given: each sets the other."""
     if cache_options.capacity is not None and limit != MemoryLimit():

@@ -8,8 +8,10 @@ MLXFlashError
 ├── ModelNotFoundError     no such path or repository
 ├── PromptError            the prompt is empty or does not fit the model's context
 ├── TraceError             a file is no routing trace, or one of another model
+├── TranscriptError        a saved conversation cannot be written or read
 ├── PackError              a pack cannot be written: the disk is full, or refuses
 ├── WorkerError            the model process died or timed out
+├── ConnectError           settings of another program cannot be read or written
 └── OptionError            an option has a value that makes no sense
 """
 
@@ -72,8 +74,16 @@ class PackError(MLXFlashError):
     """Raised when the disk has no room for a model that is to be written, or refuses."""
 
 
+class ConnectError(MLXFlashError):
+    """Raised when the settings file of another program cannot be read, understood or written."""
+
+
 class TraceError(MLXFlashError):
     """Raised when a routing trace cannot be read or written, or belongs to another model."""
+
+
+class TranscriptError(MLXFlashError):
+    """Raised when a saved conversation cannot be written or read, or is none."""
 
 
 class WorkerError(MLXFlashError):

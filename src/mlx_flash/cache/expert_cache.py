@@ -166,6 +166,22 @@ class ExpertCache:
         slots.reserved.update(placed)
         return placed
 
+    def make_room(self, layer: int, experts: Iterable[int]) -> None:
+        """Evict until those of `experts` that are not in memory would all find free slots.
+
+        The policy picks who leaves; none of `experts` does, and no pinned one.
+        """
+        slots = self._layers[layer]
+        wanted = set(experts)
+        leaving = set(slots.slot_of.keys() - wanted - slots.pins.keys())
+        missing = wanted - slots.slot_of.keys() - slots.reserved.keys()
+        needed = len(missing) + len(slots.slot_of) + len(slots.reserved) - slots.capacity
+        for _ in range(min(needed, len(leaving))):
+            victim = slots.policy.victim(leaving, slots.now)
+            leaving.remove(victim)
+            del slots.slot_of[victim]
+            slots.policy.evicted(victim)
+
     def release(self, layer: int, expert: int, *, resident: bool, age: int | None = None) -> None:
         """End a reservation: its expert is `resident`, read and unused, or its slot is free.
 

@@ -31,6 +31,14 @@ def prompt_cache_folder() -> Path | None:
         return None
 
 
+def chat_history() -> Path | None:
+    """Return the file that remembers what was typed in chats; None for a user without a home."""
+    try:
+        return _cache_folder() / "chat-history"
+    except RuntimeError:
+        return None
+
+
 def browse_record() -> Path | None:
     """Return the file that remembers what was seen on the Hub; None for a user without a home."""
     try:

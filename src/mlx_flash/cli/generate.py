@@ -13,7 +13,8 @@ from rich.status import Status
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
 from ..planner.memory import gigabytes
-from .folders import profile_folder, warm_start_folder
+from .folders import warm_start_folder
+from .loading import read_profile, show_compiling
 from .options import (
     AsJson,
     Capacity,
@@ -102,7 +103,7 @@ def command(
             split_by,
         )
         if profile is not None:
-            _read_profile(loaded, profile, loading)
+            read_profile(loaded, profile, loading)
     for line in remarks(loaded, cache_options, read_options):
         notes.print(line, soft_wrap=True)
     domain = profile or "generated"
@@ -154,20 +155,11 @@ def _load(
         read_options=read_options,
         always_stream=recorded,
         split=splitting_by(split_by, cache_options.policy),
-        on_compile=partial(_show_compiling, loading),
+        on_compile=partial(show_compiling, loading),
     )
     if recorded:
         routing_of(loaded)  # a model without experts is refused before anything is said
     return loaded, files.tokenizer, tokens
-
-
-def _read_profile(loaded: "LoadedModel", name: str, status: Status | None) -> None:
-    """Read the experts of a profile, and say so on a terminal."""
-    from ..engine.profiles import load_profile
-
-    if loaded.stream is not None and status is not None:
-        status.update(f"reading the experts of {name}")
-    load_profile(loaded, name, profile_folder())
 
 
 def _answer(
@@ -189,12 +181,6 @@ def _answer(
             stack.enter_context(recording_to(loaded, trace, domain))
         status = stack.enter_context(StatusLine(enabled=not quiet))
         return generate(loaded, tokenizer, tokens, options, status.update)
-
-
-def _show_compiling(status: Status | None, number: int, of: int) -> None:
-    """Say which kernel is being compiled, on a terminal."""
-    if status is not None:
-        status.update(f"preparing CPU kernels, {number} of {of} (compiled once per machine)")
 
 
 def _summary(report: "GenerationReport", profile: str | None) -> str:

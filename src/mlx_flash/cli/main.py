@@ -2,14 +2,29 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from .. import __version__
 from ..errors import ExpertReadError, MLXFlashError, PackError, WorkerError
-from . import bench, browse, demo, doctor, generate, pack, plan, replay, serve, trace
+from . import (
+    bench,
+    browse,
+    chat,
+    connect,
+    demo,
+    doctor,
+    generate,
+    pack,
+    plan,
+    replay,
+    serve,
+    trace,
+)
 
+_OF_SERVE = ("--port", "--host", "--memory", "--api-key")
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
 
@@ -39,12 +54,14 @@ def _root(
 
 
 app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 app.command("serve")(serve.command)
 app.command("pack")(pack.command)
 app.command("plan")(plan.command)
 app.command("trace")(trace.command)
 app.command("replay")(replay.command)
 app.command("browse")(browse.command)
+app.command("connect")(connect.command)
 app.command("doctor")(doctor.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(demo.app, name="demo")
@@ -55,6 +72,8 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are not for our users
     if sys.stdout is None or sys.stderr is None:  # closed by who started us
         sys.exit(1)
+    if _means_serve(sys.argv[1:]):
+        sys.argv.insert(1, "serve")
     try:
         app()
     except SystemExit as stop:
@@ -74,9 +93,20 @@ def run() -> None:
         _end_interrupted()
 
 
+def _means_serve(arguments: Sequence[str]) -> bool:
+    """Return whether a command line has options of `serve` and no command: `mlx-flash --port N`."""
+    return bool(arguments) and arguments[0].split("=")[0] in _OF_SERVE
+
+
 def run_browse() -> None:
     """Run `mlx-flash browse` under a name of its own."""
     sys.argv[1:1] = ["browse"]
+    run()
+
+
+def run_chat() -> None:
+    """Run `mlx-flash chat` under a name of its own."""
+    sys.argv[1:1] = ["chat"]
     run()
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import KERNEL_NAMES, POLICY_NAMES, PREDICTOR_NAMES
+from ..config import CHAT_CONTEXT_TOKENS, KERNEL_NAMES, POLICY_NAMES, PREDICTOR_NAMES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Prompt = Annotated[
@@ -88,6 +88,16 @@ SplitBy = Annotated[
         "where that beats the same number for each.",
     ),
 ]
+System = Annotated[str, typer.Option(help="What the model is told before the conversation.")]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        min=32,
+        help="Tokens of conversation to set memory aside for; older turns are left out. "
+        f"Default: what the model holds, {CHAT_CONTEXT_TOKENS} at most.",
+    ),
+]
+Markdown = Annotated[bool, typer.Option("--markdown/--no-markdown", help="Render Markdown.")]
 TraceTo = Annotated[
     Path | None,
     typer.Option("--trace", help="Append the routing of this run to a file, for mlx-flash replay."),

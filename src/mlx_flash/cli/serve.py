@@ -20,6 +20,7 @@ from .options import (
     Prefetch,
     Profile,
     Reader,
+    TraceTo,
     WarmStart,
 )
 
@@ -99,6 +100,7 @@ def command(
     prefetch: Prefetch = ReadOptions.prefetch,
     warm_start: WarmStart = True,
     profile: Profile = None,
+    trace: TraceTo = None,
     max_context: MaxContext = None,
     max_batch: MaxBatch = WorkerOptions.max_batch,
     max_waiting: MaxWaiting = QueueOptions.max_waiting,
@@ -131,6 +133,7 @@ def command(
         profile=profile,
         warm_start=_text(warm_start_folder() if warm_start else None),
         profile_folder=_text(profile_folder()),
+        trace=_text(trace),
         max_context=max_context,
         max_batch=max_batch,
         kv_bits=kv_bits,

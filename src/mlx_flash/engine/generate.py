@@ -106,12 +106,17 @@ def encode(tokenizer: TokenizerWrapper, prompt: str, options: GenerateOptions) -
     Raises:
         PromptError: it is empty, or not Unicode text.
     """
-    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise PromptError("the prompt is not valid text: give it in UTF-8.")
+    check_text(prompt)
     tokens = encode_prompt(tokenizer, prompt, options.chat_template)
     if not prompt or not tokens:
         raise PromptError("the prompt is empty: give some text.")
     return tokens
+
+
+def check_text(text: str) -> None:
+    """Raise PromptError where a text has half a character, which no tokenizer takes."""
+    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PromptError("the prompt is not valid text: give it in UTF-8.")
 
 
 def room_for(prompt_tokens: int, context_tokens: int | None, options: GenerateOptions) -> int:
@@ -149,7 +154,7 @@ def generate(
     if options.seed is not None:
         mx.random.seed(options.seed)
     counters = loaded.stream.counters if loaded.stream else StreamCounters()
-    found = _Generated(counters)
+    found = Generated(counters)
     try:
         for last in stream_generate(
             loaded.model,
@@ -166,10 +171,11 @@ def generate(
     return _report(loaded, len(prompt), found)
 
 
-class _Generated:
+class Generated:
     """What has been generated since this was made, and when."""
 
     def __init__(self, counters: StreamCounters) -> None:
+        """Start the clock; `counters` are those of the model that generates."""
         self.tokens: list[int] = []
         self.text = ""
         self.finish_reason = "interrupted"
@@ -196,9 +202,14 @@ class _Generated:
         return self._first_s - self._start_s
 
     @property
+    def generation_s(self) -> float:
+        """Seconds between the first token and the last."""
+        return self._last_s - self._first_s
+
+    @property
     def tps(self) -> float:
         """Tokens per second after the first, which belongs to the prompt; 0 before the second."""
-        seconds = self._last_s - self._first_s
+        seconds = self.generation_s
         return (len(self.tokens) - 1) / seconds if seconds > 0 else 0.0
 
     @property
@@ -212,7 +223,7 @@ class _Generated:
         return self._counters.since(self._after_prompt if decode_only else self._before)
 
 
-def _report(loaded: LoadedModel, prompt_tokens: int, found: _Generated) -> GenerationReport:
+def _report(loaded: LoadedModel, prompt_tokens: int, found: Generated) -> GenerationReport:
     """Return what was generated and what it took."""
     total, decode = found.counted(), found.counted(decode_only=True)
     stream = loaded.stream

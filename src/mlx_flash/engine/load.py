@@ -41,6 +41,7 @@ from .backend import Memory, backend_name, computes_on_cpu, model_memory
 from .find import find_model
 from .guard import MemoryGuard
 from .need import PREFILL_STEPS, freed_buffers_bytes, measure_need, use_float32_on_cpu
+from .quantized_kv import use_quantized_kv
 from .warm_start import ResidentRecord, start_warm
 
 
@@ -152,6 +153,7 @@ def load_model(
     kernel_options: KernelOptions | None = None,
     always_stream: bool = False,
     kv_tokens: int | None = None,
+    kv_bits: int | None = None,
     split: Callable[[int, Sequence[int]], Sequence[int] | None] = lambda capacity, experts: None,
     on_compile: Callable[[int, int], None] = lambda number, of: None,
 ) -> LoadedModel:
@@ -162,7 +164,7 @@ def load_model(
 
     A model that fits has a slot for each expert with `always_stream`, and else no slots.
     KV cache is planned for one text of `context_tokens`, or for `kv_tokens` of several, which may
-    be longer than the model was trained for.
+    be longer than the model was trained for; `kv_bits` keeps it in 8 or 4 bits.
     `split(capacity, experts)` may return slots for each layer of so many experts, `capacity` on the
     mean; these are kept.
     `prefill_steps` are the numbers of prompt tokens to compute at once to choose from, descending.
@@ -185,13 +187,15 @@ def load_model(
         formats = [*swapped.formats, *expert_formats(sites, kernels.cpu)]
         kernels.cpu.compile(formats, activations(sites), on_compile)
     needs = measure_need(
-        lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped, kv_tokens
+        lazy.model, sites, checkpoint, context_tokens, prefill_steps, swapped, kv_tokens, kv_bits
     )
     memory = model_memory()
     plan, step = _plan(needs, limit, cache_options.capacity, memory)
     need = needs[0][1]
     if always_stream and plan.capacity is None and need.layouts:
         plan = plan_capacity(need, need.num_experts, memory.total_bytes)
+    if kv_bits is not None:
+        use_quantized_kv(lazy.model, kv_bits)
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     reads = _decide_reads(read_options or ReadOptions(), plan, need)
     capacities: list[int] = []

@@ -15,6 +15,7 @@ from ..streaming.layer_stream import HELD_RESULT_BYTES
 from ..streaming.swap import SwappedModules
 from ..streaming.switch import ShapeOnlySwitch
 from .backend import computes_on_cpu
+from .quantized_kv import bytes_per_float
 
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64, 32)
 """How many prompt tokens may be computed at once; mlx-lm takes the first when nobody says."""
@@ -37,6 +38,7 @@ def measure_need(
     prefill_steps: Sequence[int],
     swapped: SwappedModules | None,
     kv_tokens: int | None = None,
+    kv_bits: int | None = None,
 ) -> list[tuple[int, ModelNeed]]:
     """Return prefill steps with what the model needs to compute so many tokens at once.
 
@@ -49,6 +51,11 @@ def measure_need(
     with _shapes_only(model, sites) as stand_ins, no_products:
         use_float32_on_cpu(model, swapped)
         kv_bytes = adapter.cache_bytes(model, kv_tokens or context_tokens)
+        kv_floats = 0
+        if kv_bits is not None:
+            kv_floats = kv_bytes // max(1, len(sites))  # of one layer, while it computes
+            width = 4 if computes_on_cpu() else 2
+            kv_bytes = int(kv_bytes / width * bytes_per_float(kv_bits, width))
         resident = sum(array.nbytes for array in adapter.parameters(model).values())
     as_float32 = computes_on_cpu() and swapped is None
     experts = sum(_resident_expert_bytes(site, as_float32) for site in sites)
@@ -65,7 +72,7 @@ def measure_need(
         if swapped is not None:
             elements = max(elements, swapped.scratch_elements(step))
         staging = staging_bytes(step, context_tokens, elements, heads)
-        working = kv_bytes + staging + held + freed_buffers_bytes(resident + experts)
+        working = kv_bytes + kv_floats + staging + held + freed_buffers_bytes(resident + experts)
         small = staging <= max(_STAGING_BYTES, _STAGING_SHARE * (resident + experts))
         needs.append((step, small, ModelNeed(resident, experts, working, layouts, top_k, kv_bytes)))
     first = next((number for number, (_, small, _) in enumerate(needs) if small), len(needs) - 1)

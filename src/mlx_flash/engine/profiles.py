@@ -126,6 +126,16 @@ def load_profile(loaded: LoadedModel, name: str, folder: Path | None) -> None:
         load_experts(loaded.stream, ranking)
 
 
+def bring_in(stream: ExpertStream, ranking: Ranking) -> int:
+    """Read the best experts of a ranking into slots that others have to leave; return how many.
+
+    The model must be at rest meanwhile.
+    """
+    for number, layer in list(stream.layer_streams.items()):
+        layer.make_room(ranking[number][: stream.cache.capacities[number]])
+    return load_experts(stream, ranking)
+
+
 def get_warmup_experts(
     model: str | Path | None, task: str, folder: str | Path | None = None
 ) -> Ranking:

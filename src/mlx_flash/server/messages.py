@@ -136,6 +136,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 
     `context_tokens` is the most that one request may have, prompt and answer. `layers` and
     `capacity` are of the streamed experts: how many layers, slots per layer; 0 when resident.
+    `lossy` lists what makes answers differ from the model's own; empty when they are exact.
     """
 
     name: str
@@ -159,6 +160,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     backend: str
     kernels: str
     max_batch: int
+    lossy: list[str] = []
 
 
 class Loading(Struct, frozen=True, tag=True):

@@ -7,7 +7,7 @@ This module and `tokens.py` alone touch names of mlx-lm beyond its public API.
 import contextlib
 import inspect
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -22,7 +22,7 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.base import scaled_dot_product_attention
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.models.switch_layers import (
     QuantizedSwitchLinear,
     SwiGLU,
@@ -329,6 +329,28 @@ def take_parameter(model: Module, path: str) -> mx.array:
     return array
 
 
+def new_cache(model: Module) -> list[Any]:
+    """Return an empty prompt cache of a model: it grows with the tokens it is called with."""
+    return list(make_prompt_cache(model))
+
+
+def trim_cache(cache: list[Any], num_tokens: int) -> bool:
+    """Take the last `num_tokens` tokens out of a prompt cache; False when it is of no use now.
+
+    A sliding window that has slid, or a recurrent state, cannot go back.
+    """
+    if num_tokens == 0:
+        return True
+    if not can_trim_prompt_cache(cache):
+        return False
+    return all(entry.trim(num_tokens) == num_tokens for entry in cache)
+
+
+def held_bytes(cache: Sequence[Any]) -> int:
+    """Return the memory that a prompt cache takes."""
+    return sum(int(entry.nbytes) for entry in cache)
+
+
 def cache_bytes(model: Module, num_tokens: int) -> int:
     """Return the bytes of prompt cache that `num_tokens` tokens take. Computes shapes only.
 
@@ -342,4 +364,4 @@ def cache_bytes(model: Module, num_tokens: int) -> int:
         model(mx.zeros((1, num_tokens), mx.int32), cache=cache)
     except ANYTHING as error:
         raise UnsupportedModelError(f"mlx-lm cannot run this model: {one_line(error)}") from error
-    return sum(int(entry.nbytes) for entry in cache)
+    return held_bytes(cache)

@@ -157,6 +157,13 @@ class LayerStream:
                 self.compute.refresh()
             return True
 
+    def make_room(self, experts: Sequence[int]) -> None:
+        """Evict until those of `experts` that are not in memory would all find free slots."""
+        with self.stream.lock:
+            self._settle(set())
+            self._finish()
+            self.stream.cache.make_room(self.layer, experts)
+
     def _settle(self, asked: set[int]) -> None:
         """Keep of what was prefetched what is asked for or has arrived; let go of the rest.
 

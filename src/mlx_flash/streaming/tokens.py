@@ -4,13 +4,13 @@ It touches names of mlx-lm beyond its public API, as `adapter.py` does.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx_lm.generate import generate_step
+from mlx_lm.generate import TextStateMachine, generate_step, make_text_state_machine
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper as TokenizerWrapper
@@ -19,6 +19,10 @@ from mlx_lm.utils import load_config, load_tokenizer
 from ..errors import UnsupportedModelError
 from .adapter import ANYTHING, one_line
 
+Message = Mapping[str, str]
+"""A message of a conversation: its `role` (system, user or assistant) and its `content`."""
+
+_REASONING = "reasoning"  # the state of mlx-lm's text machine between think markers
 _GREEDY_BELOW = 1e-4
 
 
@@ -47,17 +51,59 @@ def encode_prompt(tokenizer: TokenizerWrapper, text: str, chat_template: bool) -
         UnsupportedModelError: the template cannot be used.
     """
     if chat_template and tokenizer.has_chat_template:
-        turn = [{"role": "user", "content": text}]
-        try:
-            rendered = tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
-            )
-        except ANYTHING as error:
-            raise UnsupportedModelError(
-                f"the model's chat template is broken: {one_line(error)}"
-            ) from error
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
+        return encode_messages(tokenizer, [{"role": "user", "content": text}])
     return list(tokenizer.encode(text))
+
+
+def encode_messages(tokenizer: TokenizerWrapper, messages: Sequence[Message]) -> list[int]:
+    """Return the tokens of a conversation up to where the next answer begins.
+
+    A model without a chat template reads a line for each message.
+
+    Raises:
+        UnsupportedModelError: the template cannot be used.
+    """
+    if not tokenizer.has_chat_template:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return list(tokenizer.encode("".join([*lines, "assistant:"])))
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except ANYTHING as error:
+        raise UnsupportedModelError(
+            f"the model's chat template refuses the conversation: {one_line(error)}"
+        ) from error
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+class AnswerSplitter:
+    """Tells what a model answers from what it thinks, and leaves the markers between them out."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> None:
+        """Begin where the tokens of `prompt` end: some templates open the thinking themselves."""
+        tokens, state = list(prompt), "normal"
+        if tokenizer.has_thinking and (
+            tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
+        ):
+            state = _REASONING
+        state = tokenizer.response_initial_state or state
+        self._state = make_text_state_machine(tokenizer).make_state(state)
+
+    def add(self, text: str) -> list[tuple[str, bool]]:
+        """Return the texts that are certain with some more, and whether each is thought.
+
+        What may be the beginning of a marker is kept back.
+        """
+        if self._state[0] is None:  # a marker has ended the answer
+            return []
+        self._state, segments = TextStateMachine.split(self._state, text)
+        return [(part, state == _REASONING) for state, part in segments if part]
+
+    def rest(self) -> list[tuple[str, bool]]:
+        """Return what was kept back: no more text comes."""
+        self._state, text, state = TextStateMachine.flush(self._state)
+        return [(text, state == _REASONING)] if text and state is not None else []
 
 
 def sampler(temperature: float) -> Callable[[mx.array], mx.array]:

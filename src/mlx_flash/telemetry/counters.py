@@ -52,3 +52,9 @@ class StreamCounters:
         return StreamCounters(
             **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
         )
+
+    def plus(self, other: "StreamCounters") -> "StreamCounters":
+        """Return both together."""
+        return StreamCounters(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )

@@ -39,6 +39,7 @@ def create_app(
     app.state.access = access
     app.state.started_s = time.monotonic()
     metrics.watch(app, backend)
+    app.state.responses = responses.Store()
     for module in _ROUTERS:
         app.include_router(module.router)
     app.add_exception_handler(RequestError, _refuse)
@@ -71,7 +72,7 @@ def invalid_body(problems: Any) -> RequestError:
     problem = problems[0]
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
     field = ".".join(place)
-    if problem["type"] in ("json_invalid", "missing") and not field:
+    if problem["type"] == "json_invalid" or (problem["type"] == "missing" and not field):
         return RequestError("invalid", "the body is not valid JSON: send a JSON object.")
     what = str(problem["msg"]).removeprefix("Value error, ")
     where = field or "body"

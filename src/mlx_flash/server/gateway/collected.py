@@ -9,7 +9,10 @@ from .streams import KEEP_ALIVE_S
 
 @dataclass
 class Collected:
-    """What an answer said; `prompt` and its log-probabilities when it was to be echoed."""
+    """What an answer said; `prompt` and its log-probabilities when it was to be echoed.
+
+    `logprobs` are of the prompt and the text, not of the reasoning.
+    """
 
     text: str = ""
     reasoning: str = ""
@@ -42,7 +45,8 @@ async def collect(answer: Answer) -> Collected:
                     got.reasoning += event.text
                 else:
                     got.prompt += event.text
-                got.logprobs += event.logprobs
+                if event.kind != "reasoning":
+                    got.logprobs += event.logprobs
             elif isinstance(event, ToolCall):
                 got.calls.append(event)
             elif isinstance(event, Finished):

@@ -1,5 +1,6 @@
 """Errors in the words of each API: the same `RequestError` has four shapes."""
 
+import uuid
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -33,10 +34,15 @@ _ANTHROPIC: dict[ErrorKind, str] = {
     "timeout": "timeout_error",
 }
 
+_OPENAI_PATHS = ("/chat/completions", "/completions", "/embeddings", "/models", "/responses")
+"""Those without /v1 before them."""
+
 
 def openai_error(error: RequestError) -> dict[str, Any]:
     """Return the body of an error under /v1."""
     kind, code = _OPENAI[error.kind]
+    if error.kind == "not_found" and error.param == "model":
+        code = "model_not_found"
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": code},
     }
@@ -65,11 +71,13 @@ def error_response(path: str, error: RequestError) -> JSONResponse:
         body = anthropic_error(error)
     elif path.startswith("/api/"):
         body = ollama_error(error)
-    elif path.startswith("/v1/") or path in ("/chat/completions", "/completions", "/responses"):
+    elif path.startswith("/v1/") or path in _OPENAI_PATHS:
         body = openai_error(error)
     else:
         body = llamacpp_error(error)
     headers = {}
+    if path.startswith("/v1/messages"):
+        headers["request-id"] = f"req_{uuid.uuid4().hex[:24]}"
     if error.kind == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     if error.kind in ("overloaded", "unavailable"):

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from ..channel import framed
@@ -39,7 +39,7 @@ from ..messages import (
 from ..options import QueueOptions, WorkerOptions
 from .answers import LiveAnswer, numbered
 from .backend import RequestError, Watched
-from .process import WorkerProcess
+from .process import WORKER, WorkerProcess
 from .reports import Reports
 
 _log = logging.getLogger(__name__)
@@ -62,8 +62,13 @@ class WorkerLink:
         worker: WorkerOptions,
         queue: QueueOptions,
         notice: Callable[[str], None] = _log.info,
+        command: Sequence[str] = WORKER,
     ) -> None:
-        """Start nothing yet. `notice` is told what whoever started the server should know."""
+        """Start nothing yet. `notice` is told what whoever started the server should know.
+
+        `command` starts a worker.
+        """
+        self._command = command
         self.card: ModelCard | None = None
         self.state: State = "loading"
         self.snapshot: Snapshot | None = None
@@ -100,8 +105,8 @@ class WorkerLink:
         wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
         try:
             answer = LiveAnswer(wanted, timeout_s, self._cancel)
-        except UnicodeEncodeError:
-            raise _half_a_character() from None
+        except (UnicodeEncodeError, OverflowError):
+            raise _unspeakable() from None
         self._answers[number] = answer
         self.watch(wanted, wanted)
         if self.state == "ready":
@@ -137,8 +142,8 @@ class WorkerLink:
         future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
         try:
             frame = framed(question)
-        except UnicodeEncodeError:
-            raise _half_a_character() from None
+        except (UnicodeEncodeError, OverflowError):
+            raise _unspeakable() from None
         self._questions[question.request] = future
         self._send(frame)
         try:
@@ -193,7 +198,7 @@ class WorkerLink:
             if not self._stopping:
                 self.state, self.snapshot = "loading", None
                 self.reports.clear()
-            self._process = process = await WorkerProcess.start(self._worker_options)
+            self._process = process = await WorkerProcess.start(self._worker_options, self._command)
             self._started_s = time.monotonic()
             try:
                 was_ready = await self._listen(process)
@@ -291,7 +296,8 @@ class WorkerLink:
             self._reply(Failed(number, "unavailable", why))
 
 
-def _half_a_character() -> RequestError:
+def _unspeakable() -> RequestError:
     return RequestError(
-        "invalid", "a text in the request holds half a character (a lone surrogate): mend it."
+        "invalid",
+        "the request holds half a character (a lone surrogate) or a number of more than 64 bits.",
     )

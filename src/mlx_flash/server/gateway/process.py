@@ -5,9 +5,13 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 
 from ..channel import GatewayEnd, encode_options
 from ..options import WorkerOptions
+
+WORKER = (sys.executable, "-m", "mlx_flash.server.worker")
+"""The command that starts a worker; its socket and its options follow."""
 
 _END_S = 5.0
 
@@ -20,14 +24,14 @@ class WorkerProcess:
         self.channel = channel
 
     @classmethod
-    async def start(cls, options: WorkerOptions) -> "WorkerProcess":
+    async def start(
+        cls, options: WorkerOptions, command: Sequence[str] = WORKER
+    ) -> "WorkerProcess":
         """Start a worker. It ends when its end of the channel is closed, so it is no orphan."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "mlx_flash.server.worker",
+                *command,
                 str(theirs.fileno()),
                 encode_options(options),
                 stdin=asyncio.subprocess.DEVNULL,

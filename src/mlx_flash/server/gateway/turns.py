@@ -5,6 +5,7 @@ from typing import Any
 
 from ..messages import ChatPrompt
 from .backend import RequestError
+from .soundness import check_sound
 
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
@@ -39,12 +40,14 @@ def text_of(content: Any, param: str) -> str:
 def arguments_of(arguments: Any) -> dict[str, Any]:
     """Return the arguments of an earlier tool call, which clients send as JSON text or as JSON.
 
-    What is no JSON object is kept under `input`, so that the model sees it.
+    What is no JSON object, or none that can be passed on, is kept under `input`, so that the model
+    sees it.
     """
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
+            check_sound(parsed)
+        except (ValueError, RecursionError, RequestError):
             parsed = arguments
         return parsed if isinstance(parsed, dict) else {"input": parsed}
     return arguments if isinstance(arguments, dict) else {"input": arguments}

@@ -65,11 +65,13 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         cache_options,
         context_tokens=context,
         kv_tokens=kv_tokens,
+        kv_bits=options.kv_bits,
         kernel_options=KernelOptions(kernels=options.kernels),
         read_options=ReadOptions(
             direct=ReadOptions.direct_by(options.reader), prefetch=options.prefetch
         ),
-        on_compile=lambda number, of: notice(f"preparing CPU kernels, {number} of {of}"),
+        always_stream=options.trace is not None,
+        on_compile=_once(notice, "preparing CPU kernels (compiled once per machine)"),
     )
     name = model_name(files.checkpoint.folder)
     if options.profile is not None:
@@ -86,10 +88,10 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
     store = PromptStore(
         loaded.model,
         f"{_identity(loaded)} {loaded.kernels.name}",
-        Path(options.prompt_cache) if options.prompt_cache else None,
+        Path(options.prompt_cache) if options.prompt_cache and not options.kv_bits else None,
         options.prompt_cache_bytes,
     )
-    card = card_of(loaded, files.tokenizer, name, context, options.max_batch)
+    card = card_of(loaded, files.tokenizer, name, context, options)
     vocabulary = _vocabulary(files)
     return Served(
         loaded,
@@ -101,6 +103,16 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         _sampling(options, files.checkpoint.folder),
         _remarks(loaded, card),
     )
+
+
+def _once(notice: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """Return what tells of many steps when the first begins."""
+
+    def tell(number: int, of: int) -> None:
+        if number == 1:
+            notice(what)
+
+    return tell
 
 
 def _context_tokens(options: WorkerOptions, files: ModelFiles) -> int:
@@ -162,6 +174,7 @@ def _remarks(loaded: LoadedModel, card: ModelCard) -> list[str]:
             f"the model was trained for {trained} tokens of context: beyond that its answers are "
             "poor."
         )
+    remarks += [f"not exact: {what}." for what in card.lossy]
     if not card.has_tools:
         remarks.append("the model has no tools of its own: it calls one only when it must.")
     return remarks

@@ -1,5 +1,6 @@
 """What the worker tells of itself: the model it holds, and what it is doing."""
 
+import math
 import time
 from typing import Any
 
@@ -12,13 +13,14 @@ from ...streaming.expert_stream import ExpertStream
 from ...telemetry import machine
 from ...telemetry.counters import StreamCounters
 from ..messages import LayerHits, ModelCard, Snapshot
+from ..options import WorkerOptions
 from .scheduler import Scheduler
 
 _GAIN_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 def card_of(
-    loaded: LoadedModel, tokenizer: Any, name: str, context_tokens: int, max_batch: int
+    loaded: LoadedModel, tokenizer: Any, name: str, context_tokens: int, options: WorkerOptions
 ) -> ModelCard:
     """Return what clients may know of a model."""
     config, plan = loaded.checkpoint.config, loaded.plan
@@ -32,7 +34,7 @@ def card_of(
         model_type=str(config.get("model_type", "")),
         context_tokens=context_tokens,
         trained_context_tokens=loaded.checkpoint.context_tokens,
-        num_parameters=size * 8 // (bits or 16),
+        num_parameters=_num_parameters(loaded),
         size_bytes=size,
         quantization=f"{bits}-bit" if bits else "none",
         chat_template=str(tokenizer.chat_template or ""),
@@ -48,8 +50,25 @@ def card_of(
         kv_bytes=plan.kv_bytes,
         backend=backend_name(),
         kernels=loaded.kernels.name,
-        max_batch=max_batch,
+        max_batch=options.max_batch,
+        lossy=[f"the KV cache is kept in {options.kv_bits} bits"] if options.kv_bits else [],
     )
+
+
+def _num_parameters(loaded: LoadedModel) -> int:
+    """Return how many numbers a model was trained to, whatever they are packed in."""
+    tensors = loaded.checkpoint.tensors
+    quantization = loaded.checkpoint.config.get("quantization")
+    group = quantization.get("group_size") if isinstance(quantization, dict) else None
+    total = 0
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        scales = tensors.get(f"{stem}.scales")
+        if kind == "weight" and scales is not None:
+            total += math.prod(scales.shape) * (group or 64)
+        elif kind not in ("scales", "biases"):
+            total += math.prod(tensor.shape)
+    return total
 
 
 class Reporter:

@@ -7,11 +7,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...engine.reply_text import ReplyText, opens_reasoning
 from ...engine.sampling import SamplingOptions, make_draw, make_processors
+from ...engine.trace import recording_to
 from ...errors import MLXFlashError, PromptError
 from ..channel import WorkerEnd
 from ..messages import (
@@ -59,34 +61,47 @@ class Worker:
         self._end = end
         self._options = options
         self._inbox: queue.SimpleQueue[Answering | Cancel | Stop] = queue.SimpleQueue()
+        self._listener: Listener | None = None
         self._stopping = False
 
     def run(self) -> None:
         """Load the model and answer until the gateway says stop, or goes."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._start(self._listen)
+        with contextlib.ExitStack() as open_things:
+            served = self._load(open_things)
+            if served is not None:
+                self._serve(served)
+
+    def _load(self, open_things: contextlib.ExitStack) -> Served | None:
+        """Return the model, which `open_things` closes; None when it cannot be loaded."""
         try:
             served = load_served(self._options, lambda what: self._send([Loading(what)]))
+            open_things.enter_context(contextlib.closing(served))
+            open_things.enter_context(_recording(served, self._options))
         except MLXFlashError as error:
             self._send([LoadFailed(str(error), True)])
-            return
+            return None
         except Exception as error:
             _log.exception("the model cannot be loaded")
             self._send([LoadFailed(f"{type(error).__name__}: {error}", False)])
             raise
-        with contextlib.closing(served):
-            scheduler = Scheduler(
-                served.loaded.model, served.tokenizer, served.limits, served.store, self._send
-            )
-            reporter = Reporter(served.loaded, scheduler, served.limits.kv_bytes)
-            listener = Listener(served, self._inbox, self._send)
-            self._start(self._listen, listener)
-            self._send([Ready(served.card, served.remarks), reporter.snapshot()])
-            self._start(self._report, reporter)
-            self._compute(scheduler)
-            scheduler.save()
+        return served
 
-    def _start(self, target: Any, argument: Any) -> None:
-        threading.Thread(target=target, args=(argument,), daemon=True).start()
+    def _serve(self, served: Served) -> None:
+        """Answer with a model until there is nobody to answer to."""
+        scheduler = Scheduler(
+            served.loaded.model, served.tokenizer, served.limits, served.store, self._send
+        )
+        reporter = Reporter(served.loaded, scheduler, served.limits.kv_bytes)
+        self._listener = Listener(served, self._inbox, self._send)
+        self._send([Ready(served.card, served.remarks), reporter.snapshot()])
+        self._start(self._report, reporter)
+        self._compute(scheduler)
+        scheduler.save()
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
 
     def _compute(self, scheduler: Scheduler) -> None:
         """Take steps while there are answers to compute, and wait while there are none."""
@@ -109,10 +124,14 @@ class Worker:
             while True:
                 yield self._inbox.get_nowait()
 
-    def _listen(self, listener: "Listener") -> None:
-        """Hear the gateway. When it goes, end: nobody is left to answer to."""
+    def _listen(self) -> None:
+        """Hear the gateway, which asks once it is told `Ready`.
+
+        When it goes, also while the model is being loaded, end: nobody is left to answer to.
+        """
         for message in self._end.received():
-            listener.take(message)
+            assert self._listener is not None, "asked before it was ready"
+            self._listener.take(message)
         self._stopping = True
         self._inbox.put(Stop())
         time.sleep(_GRACE_S)
@@ -127,6 +146,13 @@ class Worker:
         """Tell the gateway; if it has gone, the listening thread is about to notice."""
         with contextlib.suppress(OSError):
             self._end.send(messages)
+
+
+def _recording(served: Served, options: WorkerOptions) -> contextlib.AbstractContextManager[object]:
+    """Record the routing of all answers while the block runs, where the options ask for it."""
+    if options.trace is None:
+        return contextlib.nullcontext()
+    return recording_to(served.loaded, Path(options.trace), options.profile or "served")
 
 
 class Listener:

@@ -1,5 +1,0 @@
-"""Routes of the anthropic API."""
-
-from fastapi import APIRouter
-
-router = APIRouter()

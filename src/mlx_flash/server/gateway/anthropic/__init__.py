@@ -1,0 +1,5 @@
+"""The Anthropic API: messages, streamed or whole, and the counting of their tokens."""
+
+from .routes import router
+
+__all__ = ["router"]

@@ -1,5 +1,0 @@
-"""Routes of the openai API."""
-
-from fastapi import APIRouter
-
-router = APIRouter()

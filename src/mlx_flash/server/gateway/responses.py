@@ -1,5 +1,0 @@
-"""Routes of the responses API."""
-
-from fastapi import APIRouter
-
-router = APIRouter()
