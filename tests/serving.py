@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
 from fastapi import FastAPI
 
 from mlx_flash.server.gateway.app import create_app
-from mlx_flash.server.gateway.backend import RequestError
+from mlx_flash.server.gateway.backend import RequestError, Watched
+from mlx_flash.server.gateway.reports import Reports
 from mlx_flash.server.messages import (
     Accepted,
+    Cancel,
     ChatPrompt,
     Counted,
     Event,
@@ -79,10 +81,17 @@ def said(*texts: str) -> list[Piece | ToolCall | Finished | Failed]:
 class ScriptedAnswer:
     """An answer of `FakeBackend`. `None` in its script is a pause, seen as an idle moment."""
 
-    def __init__(self, script: Iterable[Event | None], backend: "FakeBackend") -> None:
+    def __init__(
+        self, script: Iterable[Event | None], backend: "FakeBackend", wanted: Generate
+    ) -> None:
         self._script = list(script)
         self._backend = backend
+        self._wanted = wanted
         self._ended = False
+        self._watch(wanted)
+
+    def _watch(self, event: Watched) -> None:
+        self._backend.watch(self._wanted, event)
 
     async def __aenter__(self) -> "ScriptedAnswer":
         return self
@@ -90,11 +99,13 @@ class ScriptedAnswer:
     async def __aexit__(self, *exc: object) -> None:
         if not self._ended:
             self._backend.cancelled += 1
+            self._watch(Cancel(self._wanted.request))
 
     async def accepted(self, within_s: float) -> int | None:
         first = next((event for event in self._script if event is not None), None)
         if isinstance(first, Failed):
             self._ended = True
+            self._watch(first)
             raise RequestError(first.kind, first.message)
         return 7
 
@@ -103,6 +114,8 @@ class ScriptedAnswer:
         yield Started(0, 4)
         for event in self._script:
             await asyncio.sleep(0)
+            if event is not None:
+                self._watch(event)
             if isinstance(event, Failed):
                 self._ended = True
                 raise RequestError(event.kind, event.message)
@@ -122,10 +135,19 @@ class FakeBackend:
         self.card: ModelCard | None = CARD
         self.state: Literal["loading", "ready", "failed", "stopping"] = "ready"
         self.snapshot: Snapshot | None = None
+        self.reports = Reports()
+        self.restarts = 0
+        self.watch: Callable[[Generate, Watched], None] = lambda wanted, event: None
+
+    def report(self, snapshot: Snapshot) -> None:
+        """Do as the link does when the worker reports."""
+        self.snapshot = snapshot
+        self.reports.add(snapshot)
 
     def submit(self, wanted: Generate) -> ScriptedAnswer:
         self.asked.append(wanted)
-        return ScriptedAnswer(self.script, self)
+        numbered = msgspec.structs.replace(wanted, request=len(self.asked))
+        return ScriptedAnswer(self.script, self, numbered)
 
     async def count(self, prompt: Prompt) -> Counted:
         return Counted(0, len(str(prompt)))

@@ -1,1 +1,1 @@
-"""What ships inside the package: the bundled model."""
+"""What ships inside the package: the bundled model, what was measured, the page of the server."""

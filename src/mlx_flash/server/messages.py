@@ -300,8 +300,9 @@ class LayerHits(Struct, frozen=True):
 class Snapshot(Struct, frozen=True, kw_only=True, tag=True):
     """What the worker did since it started, and where it stands. Sent twice a second.
 
-    `running` sequences are computed together, `waiting` are not begun. KV cache: `kv_bytes` of
-    requests under way, `remembered_bytes` of earlier ones, both of `kv_limit_bytes`.
+    `running` sequences are computed together, `waiting` are not begun. `prompt_tokens` counts a
+    prompt when it is begun, `prefilled_tokens` its tokens as they are computed. KV cache:
+    `kv_bytes` of requests under way, `remembered_bytes` of earlier ones, both of `kv_limit_bytes`.
     `model_bytes` is what MLX holds. Of `gap`, see `more_memory_gains`: what (bytes, hit rate) the
     plan expects of more memory.
     """
@@ -333,6 +334,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, tag=True):
     disk_temperature_c: float | None
     layers: list[LayerHits]
     more_memory_gains: list[tuple[int, float]]
+    prefilled_tokens: int = 0
 
 
 Event = Accepted | Started | Prefilled | Piece | ToolCall | Finished | Failed

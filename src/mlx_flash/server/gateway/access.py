@@ -12,7 +12,12 @@ from .backend import RequestError
 from .errors import error_response
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-_OPEN_PATHS = ("/health", "/v1/health")
+_OPEN_PATHS = (
+    *("/health", "/v1/health"),
+    # the page; what it shows needs a key
+    *("/", "/dashboard/app.js", "/dashboard/charts.js", "/dashboard/numbers.js"),
+    *("/dashboard/style.css", "/dashboard/icon.svg"),
+)
 
 
 class Access:

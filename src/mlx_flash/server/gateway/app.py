@@ -1,6 +1,7 @@
 """The web application: which routes there are, and how their errors are worded."""
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -36,6 +37,8 @@ def create_app(
     )
     app.state.backend = backend
     app.state.access = access
+    app.state.started_s = time.monotonic()
+    metrics.watch(app, backend)
     app.state.responses = responses.Store()
     for module in _ROUTERS:
         app.include_router(module.router)

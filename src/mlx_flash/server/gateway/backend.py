@@ -1,11 +1,12 @@
 """What the routes ask of whatever answers requests: the worker's link, or a stand-in in tests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 from fastapi import Request
 
 from ..messages import (
+    Cancel,
     ChatPrompt,
     Counted,
     Event,
@@ -16,6 +17,9 @@ from ..messages import (
     Snapshot,
     Tokenized,
 )
+from .reports import Reports
+
+Watched = Generate | Event | Cancel
 
 ErrorKind = Literal[
     "invalid",  # 400
@@ -93,7 +97,14 @@ class Answer(Protocol):
 
 
 class Backend(Protocol):
-    """Answers requests."""
+    """Answers requests.
+
+    `watch` is called with what a request wants and what happens to it: that itself when it is
+    submitted, each event of its answer, `Failed` also when it is refused, `Cancel` when nobody
+    waits for it any more. After `Finished`, `Failed` and `Cancel` nothing happens to it.
+    """
+
+    watch: Callable[[Generate, Watched], None]
 
     @property
     def card(self) -> ModelCard | None:
@@ -106,6 +117,14 @@ class Backend(Protocol):
     @property
     def snapshot(self) -> Snapshot | None:
         """The worker's last report."""
+
+    @property
+    def reports(self) -> Reports:
+        """The worker's reports of the last two minutes."""
+
+    @property
+    def restarts(self) -> int:
+        """How many workers died and were followed by another."""
 
     def submit(self, wanted: Generate) -> Answer:
         """Begin an answer. `wanted.request` is given a number of its own: pass 0.

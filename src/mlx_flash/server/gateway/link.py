@@ -18,6 +18,7 @@ from ..messages import (
     Counted,
     Detokenize,
     Failed,
+    FailureKind,
     Finished,
     FromWorker,
     Generate,
@@ -39,8 +40,9 @@ from ..messages import (
 )
 from ..options import QueueOptions, WorkerOptions
 from .answers import LiveAnswer, numbered
-from .backend import RequestError
+from .backend import RequestError, Watched
 from .process import WORKER, WorkerProcess
+from .reports import Reports
 
 _log = logging.getLogger(__name__)
 
@@ -73,10 +75,11 @@ class WorkerLink:
         self.card: ModelCard | None = None
         self.state: State = "loading"
         self.snapshot: Snapshot | None = None
+        self.reports = Reports()
         self.restarts = 0
         self.failure: LoadFailed | None = None
         self.loaded = asyncio.Event()
-        self.watch: Callable[[Generate, FromWorker], None] = lambda wanted, event: None
+        self.watch: Callable[[Generate, Watched], None] = lambda wanted, event: None
         self._worker_options = worker
         self._queue_options = queue
         self._notice = notice
@@ -93,13 +96,14 @@ class WorkerLink:
     def submit(self, wanted: Generate) -> LiveAnswer:
         """Begin an answer; see `Backend`."""
         if self.state == "stopping":
-            raise RequestError("unavailable", "the server is stopping: ask again later.")
+            why = "the server is stopping: ask again later."
+            raise self._refused(wanted, "unavailable", why)
         if self.failure is not None:
-            raise RequestError("unavailable", f"the model is not loaded: {self.failure.message}")
+            why = f"the model is not loaded: {self.failure.message}"
+            raise self._refused(wanted, "unavailable", why)
         if len(self._answers) >= self._queue_options.max_waiting:
-            raise RequestError(
-                "overloaded", f"{len(self._answers)} requests wait already: ask again later."
-            )
+            why = f"{len(self._answers)} requests wait already: ask again later."
+            raise self._refused(wanted, "overloaded", why)
         number = next(self._numbers)
         wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
         try:
@@ -107,9 +111,15 @@ class WorkerLink:
         except (UnicodeEncodeError, OverflowError):
             raise _unspeakable() from None
         self._answers[number] = answer
+        self.watch(wanted, wanted)
         if self.state == "ready":
             self._send(answer.frame)
         return answer
+
+    def _refused(self, wanted: Generate, kind: FailureKind, message: str) -> RequestError:
+        """Return the error to raise, which `watch` is told of."""
+        self.watch(wanted, Failed(wanted.request, kind, message))
+        return RequestError(kind, message)
 
     async def count(self, prompt: Prompt) -> Counted:
         """Return the number of tokens of a prompt."""
@@ -157,6 +167,7 @@ class WorkerLink:
     def _cancel(self, answer: LiveAnswer) -> None:
         if self._answers.pop(answer.wanted.request, None) is not None:
             self._send(framed(Cancel(answer.wanted.request)))
+            self.watch(answer.wanted, Cancel(answer.wanted.request))
 
     # --- the life of the worker
 
@@ -191,6 +202,7 @@ class WorkerLink:
             if self._stopping:
                 return
             self.state, self.snapshot = "loading", None
+            self.reports.clear()
             self.restarts += 1
             self._recover()
             died = 0 if was_ready else died + 1
@@ -245,6 +257,7 @@ class WorkerLink:
                 self._hand_out(message)
         elif isinstance(message, Snapshot):
             self.snapshot = message
+            self.reports.add(message)
         elif isinstance(message, Ready):
             self._become_ready(message)
         elif isinstance(message, LoadFailed):

@@ -116,6 +116,7 @@ class Reporter:
             disk_temperature_c=stream.reader.heat_pause.temperature_c if stream else None,
             layers=_layers(stream) if stream else [],
             more_memory_gains=self._gains,
+            prefilled_tokens=scheduler.prefilled_tokens,
         )
 
 

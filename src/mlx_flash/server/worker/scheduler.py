@@ -69,6 +69,7 @@ class Scheduler:
         self._batch = Batch(model)
         self._unsaved_since: float | None = None
         self.prompt_tokens = 0
+        self.prefilled_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
 
@@ -228,8 +229,9 @@ class Scheduler:
             self._prefill = None
             self._running[answering.key] = answering
             return []
-        limits = self._limits
+        limits, done = self._limits, prefill.done
         prefill.step(limits.shared_step if self._running else limits.prefill_step)
+        self.prefilled_tokens += prefill.done - done
         if prefill.ready and not self._store.trims:
             self._keep(prefill.leave())
         return [Prefilled(answering.key, prefill.done, prefill.total)]
