@@ -86,6 +86,8 @@ def _refuse_http(request: Request, error: Exception) -> Response:
         known = RequestError("not_found", f"there is nothing at {request.method} {path[:100]}.")
     elif error.status_code == 405:
         known = RequestError("not_allowed", f"{path[:100]} does not take {request.method}.")
+    elif error.status_code == 400:  # JSON too deep to read, and the like
+        known = RequestError("invalid", "the body cannot be read: send a JSON object.")
     else:
         kinds = [kind for kind, status in STATUS.items() if status == error.status_code]
         known = RequestError(kinds[0] if kinds else "invalid", str(error.detail))
