@@ -20,7 +20,7 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from ..errors import MemoryPlanError, OptionError
+from ..errors import OptionError
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
 from .folders import warm_start_folder
@@ -302,12 +302,11 @@ def _expert_bytes(text: str) -> int:
         OptionError: it is no size of an expert.
     """
     try:
-        found = MemoryLimit.parse(text).num_bytes
-    except MemoryPlanError:
-        found = None
-    if found is None:
-        raise OptionError(f"{text!r} is no size of an expert: give bytes, such as 2.6MB.")
-    return found
+        return MemoryLimit.bytes_of(text)
+    except OptionError as error:
+        raise OptionError(
+            f"{text!r} is no size of an expert: give bytes, such as 2.6MB."
+        ) from error
 
 
 @app.command("kernels")

@@ -27,7 +27,10 @@ def command(
     model: Model = None,
     ram: Annotated[
         str | None,
-        typer.Option(help="Plan for so much memory, such as 48GB, not for what is here."),
+        typer.Option(
+            help="Plan for a machine with so much free memory, such as 48GB, not for what is free "
+            "here."
+        ),
     ] = None,
     total_ram: Annotated[
         float | None, typer.Option(help="The same in GB, with --model-gb.")
@@ -50,6 +53,8 @@ def command(
 ) -> None:
     """Show, for a row of memory limits, the speed to expect, which to take, and what would help.
 
+    Memory is for a context of 2048 tokens, the first token for a prompt of 512 from a cold start; a
+    tenth of the free memory is left to other programs, as when a model is loaded without --memory.
     A model that is here computes a few tokens to be measured; one on the Hub is not downloaded.
     """
     ram_bytes = _ram(ram, total_ram)
@@ -75,13 +80,12 @@ def command(
 def _ram(ram: str | None, total_ram: float | None) -> int | None:
     """Return the memory to plan for in bytes, None for this machine's."""
     if total_ram is not None:
-        if ram is not None or not 0 < total_ram < 10**6:
-            raise OptionError("give the memory once, in GB and above 0: --ram 48GB.")
+        if ram is not None:
+            raise OptionError("give the memory once: --ram 48GB or --total-ram 48.")
+        if not 0 < total_ram < 10**6:
+            raise OptionError(f"{total_ram:g} GB is no memory of a machine: give more than 0.")
         return int(total_ram * _GB)
-    limit = MemoryLimit.parse(ram)
-    if limit.share is not None or limit.everything:
-        raise OptionError(f"{ram!r} is no size of memory: give bytes, such as 48GB.")
-    return limit.num_bytes
+    return None if ram is None else MemoryLimit.bytes_of(ram)
 
 
 def _recorded(files: list[Path] | None, domain: str | None) -> "Trace | None":
@@ -163,9 +167,16 @@ def _show(report: "PlanReport") -> None:
     )
     console.print(table)
     console.print(f"→ {report.why}", soft_wrap=True)
+    if report.rows[-1].memory_bytes > report.spare_bytes:
+        console.print("  the last row takes more than can be spared.")
     if any(row.layer_slots for row in report.rows):
         console.print("  slots split among layers by the trace hit more: --split-by it.")
     for idea in report.advice:
         console.print(f"  {idea}", soft_wrap=True)
+    console.print(
+        f"  memory: for a context of {report.context_tokens} tokens; first token: of a prompt of "
+        f"{report.prompt_tokens}, from a cold start.",
+        soft_wrap=True,
+    )
     for assumption in report.assumptions:
         console.print(f"! {assumption}", soft_wrap=True)
