@@ -16,7 +16,6 @@ import pytest
 from hub import COMMIT, Hub, serve
 from packing import packed
 
-from mlx_flash.cli.folders import browse_record
 from mlx_flash.config import BrowseOptions
 from mlx_flash.engine import remote
 from mlx_flash.engine.browse import BrowseReport, Source, browse
@@ -24,6 +23,7 @@ from mlx_flash.engine.downloaded import downloaded_models
 from mlx_flash.engine.hub import ask_hub
 from mlx_flash.engine.seen import MAX_MODELS, HubModel, read_seen, write_seen
 from mlx_flash.errors import ModelNotFoundError, OptionError
+from mlx_flash.folders import browse_record
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.planner.curve import MissCurve
 from mlx_flash.planner.shape import shape_of

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from families import FAMILIES, write_checkpoint
 
-from mlx_flash.cli.folders import warm_start_folder
 from mlx_flash.engine.find import bundled_model
+from mlx_flash.folders import warm_start_folder
 
 QUESTION = ["generate", "-p", "What does shutil.copytree do?", "-n", "24"]
 GENERATE_KEYS = {

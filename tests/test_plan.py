@@ -154,7 +154,7 @@ def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
 
 
 def test_routing_of_the_model_itself_takes_the_place_of_the_curve(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = saved(tmp_path / "own")
     whole = report("plan", model, "--trace", own)
@@ -171,6 +171,10 @@ def test_routing_of_the_model_itself_takes_the_place_of_the_curve(
         saved(tmp_path / "top_k", top_k=3),
     )
     for other in others:
+        assert "the trace is of a/model, which differs" in refusal("plan", model, "--trace", other)
+    monkeypatch.setattr(planning, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("mlx_flash.engine.replay.curve_of", lambda *_: pytest.fail("replayed"))
+    for other in others[:2]:
         assert "the trace is of a/model, which differs" in refusal("plan", model, "--trace", other)
     empty = tmp_path / "empty"
     empty.touch()

@@ -21,9 +21,9 @@ from ..config import (
     check_either,
 )
 from ..errors import OptionError
+from ..folders import warm_start_folder
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
-from .folders import warm_start_folder
 from .options import (
     AsJson,
     Capacity,
@@ -226,6 +226,7 @@ def predictors(
 
         texts = _texts(text)
         files = ModelFiles.open(model)
+        train, test = _train_and_test(files.tokenizer, texts, max_tokens)
         loaded = load_model(
             files.checkpoint,
             MemoryLimit(),
@@ -233,7 +234,6 @@ def predictors(
             context_tokens=WINDOW_TOKENS,
             always_stream=True,
         )
-        train, test = _train_and_test(files.tokenizer, texts, max_tokens)
         status.update("reading the text")
 
         def show(row: "PredictorRow") -> None:
@@ -262,11 +262,13 @@ def _train_and_test(
     tokenizer: "TokenizerWrapper", texts: "list[Text]", max_tokens: int
 ) -> tuple[list[int], list[int]]:
     """Return the first two thirds of each text's tokens, and the rest of each."""
-    from ..engine.trace import encode_texts
+    from ..engine.trace import check_enough, encode_texts
 
     train: list[int] = []
     test: list[int] = []
-    for _, tokens in encode_texts(tokenizer, texts, max_tokens):
+    encoded = encode_texts(tokenizer, texts, max_tokens)
+    check_enough(encoded)
+    for _, tokens in encoded:
         end = 2 * len(tokens) // 3
         train += tokens[:end]
         test += tokens[end:]

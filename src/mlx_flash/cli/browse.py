@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import BROWSE_ORDERS, BrowseOptions
+from ..folders import browse_record
 from ..planner.memory import gigabytes
 from ..planner.speed import CONTEXT_TOKENS
-from .folders import browse_record
 from .options import AsJson
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from .folders import chat_history, warm_start_folder
+from ..folders import chat_history, warm_start_folder
 from .loading import read_profile, show_compiling
 from .options import (
     Capacity,

@@ -17,7 +17,7 @@ from ..config import (
     WarmupOptions,
     check_either,
 )
-from .folders import profile_folder
+from ..folders import profile_folder
 from .options import AsJson, Memory, Model, Policy, Profile, Reader
 from .warmup_view import Setting, WarmupView, summary_lines
 

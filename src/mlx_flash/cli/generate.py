@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.status import Status
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
+from ..folders import warm_start_folder
 from ..planner.memory import gigabytes
-from .folders import warm_start_folder
 from .loading import read_profile, show_compiling
 from .options import (
     AsJson,
@@ -99,7 +99,7 @@ def command(
             kernel_options,
             read_options,
             loading,
-            trace is not None,
+            trace,
             split_by,
         )
         if profile is not None:
@@ -132,17 +132,21 @@ def _load(
     kernel_options: KernelOptions,
     read_options: ReadOptions,
     loading: Status | None,
-    recorded: bool,
+    trace: Path | None,
     split_by: Path | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
+    from ..engine.find import model_name
     from ..engine.generate import encode, room_for
     from ..engine.load import ModelFiles, load_model
     from ..engine.need import steps_for
     from ..engine.replay import splitting_by
     from ..engine.trace import routing_of
+    from ..telemetry.trace_file import check_can_append
 
     files = ModelFiles.open(model)
+    if trace is not None:
+        check_can_append(trace, model_name(files.checkpoint.folder))
     tokens = encode(files.tokenizer, text, options)
     room = room_for(len(tokens), files.checkpoint.context_tokens, options)
     loaded = load_model(
@@ -153,11 +157,11 @@ def _load(
         prefill_steps=steps_for(len(tokens)),
         kernel_options=kernel_options,
         read_options=read_options,
-        always_stream=recorded,
+        always_stream=trace is not None,
         split=splitting_by(split_by, cache_options.policy),
         on_compile=partial(show_compiling, loading),
     )
-    if recorded:
+    if trace is not None:
         routing_of(loaded)  # a model without experts is refused before anything is said
     return loaded, files.tokenizer, tokens
 

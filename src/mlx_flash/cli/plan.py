@@ -15,6 +15,7 @@ from ..config import CacheOptions, MemoryLimit
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from .options import AsJson, Model
+from .traces import read_traces
 
 if TYPE_CHECKING:
     from ..engine.plan import PlanReport
@@ -66,7 +67,8 @@ def command(
         check_can_plot(plot)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("measuring this machine and the model"):
-        report = _plan(model, model_gb, ram_bytes, ssd_gbps, _recorded(trace, domain))
+        recorded = _recorded(trace, domain, notes)
+        report = _plan(model, model_gb, ram_bytes, ssd_gbps, recorded)
     if plot is not None:
         from ..bench.plots import plot_plan
 
@@ -88,16 +90,13 @@ def _ram(ram: str | None, total_ram: float | None) -> int | None:
     return None if ram is None else MemoryLimit.bytes_of(ram)
 
 
-def _recorded(files: list[Path] | None, domain: str | None) -> "Trace | None":
+def _recorded(files: list[Path] | None, domain: str | None, notes: Console) -> "Trace | None":
     """Return recorded routing, all of it or what is under a label; None without a file."""
     if not files:
         if domain is not None:
             raise OptionError("--domain picks a part of a trace: give --trace too.")
         return None
-    from ..telemetry.trace import joined
-    from ..telemetry.trace_file import read_trace
-
-    whole = joined([read_trace(path) for path in files])
+    whole = read_traces(files, notes)
     parts = whole.by_domain()
     if domain is not None and domain not in parts:
         raise OptionError(f"the trace has no {domain!r}: take one of {', '.join(parts)}.")
@@ -114,7 +113,8 @@ def _plan(
     from ..engine.find import find_local
     from ..engine.hub import shape_on_hub
     from ..engine.plan import (
-        check_curve,
+        check_trace,
+        check_trace_early,
         default_curve,
         imagined_shape,
         machine_profile,
@@ -125,15 +125,19 @@ def _plan(
 
     if model_gb is not None and model is not None:
         raise OptionError("give a model or --model-gb, not both.")
-    curve = curve_of(trace, CacheOptions.policy) if trace else default_curve()
     folder = find_local(model) if model_gb is None else None
     if folder is not None:
-        return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
-    if model_gb is None:
-        shape = shape_on_hub(str(model))
-        check_curve(curve, shape)
-    else:
+        if trace is not None:
+            check_trace_early(trace.routing, folder)
+    elif model_gb is not None:
         shape = imagined_shape(model_gb)
+    else:
+        shape = shape_on_hub(str(model))
+        if trace is not None:
+            check_trace(trace.routing, shape)
+    curve = curve_of(trace, CacheOptions.policy) if trace else default_curve()
+    if folder is not None:
+        return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
     machine = machine_profile()
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps, assumed=())

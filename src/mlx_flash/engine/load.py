@@ -142,6 +142,16 @@ def load(
     return loaded.model, files.tokenizer
 
 
+def expert_counts(checkpoint: Checkpoint) -> list[int]:
+    """Return the experts of each layer that has some. Reads no weight.
+
+    Raises:
+        UnsupportedModelError: mlx-lm cannot load the model, or we cannot stream it.
+    """
+    lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
+    return [site.layout.num_experts for site in survey(lazy.model, checkpoint, lazy.in_place)]
+
+
 def load_model(
     checkpoint: Checkpoint,
     limit: MemoryLimit,

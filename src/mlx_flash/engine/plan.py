@@ -31,12 +31,12 @@ from ..planner.speed import (
 )
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import num_cores
-from ..telemetry.trace import Trace
+from ..telemetry.trace import Routing, Trace
 from .alone import measured_speed, reading_alone, weights_gbps
 from .backend import backend_name, model_memory
 from .disk import measure_disk
 from .find import bundled_model, model_name
-from .load import LoadedModel, ModelFiles, load_model
+from .load import LoadedModel, ModelFiles, expert_counts, load_model
 from .replay import split_slots
 
 BUNDLED_CURVE = "the bundled model"
@@ -152,7 +152,7 @@ def plan_local(
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
-        TraceError: the curve is of another model.
+        TraceError: the trace is of another model.
     """
     files = ModelFiles.open(folder)
     loaded = load_model(
@@ -166,7 +166,8 @@ def plan_local(
         raise UnsupportedModelError("the model has no experts: there is nothing to plan.")
     shape = _shape_of(loaded, folder)
     with contextlib.closing(loaded):
-        check_curve(curve, shape)
+        if trace is not None:
+            check_trace(trace.routing, shape)
         speed = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
         machine = _with_disk(machine_profile(measure=False), loaded.stream)
     if ssd_gbps is not None:
@@ -204,13 +205,27 @@ def _within(least_bytes: int, machine: MachineProfile) -> int:
     return spare if least_bytes <= spare else machine.memory_bytes
 
 
-def check_curve(curve: MissCurve, shape: ModelShape) -> None:
+def check_trace(routing: Routing, shape: ModelShape) -> None:
     """Raise TraceError where recorded routing is not of a model of this shape."""
-    if curve.source != BUNDLED_CURVE and not _is_of(curve, shape):
-        raise TraceError(
-            f"the trace is of {curve.source}, which differs from {shape.name} in layers, experts "
-            "or top-k: give a trace of the model itself."
-        )
+    of_trace = (len(routing.num_experts), max(routing.num_experts), routing.top_k)
+    if of_trace != (shape.num_layers, shape.num_experts, shape.top_k):
+        raise _of_another(routing, shape.name)
+
+
+def check_trace_early(routing: Routing, folder: Path) -> None:
+    """Raise TraceError where routing is of other layers or experts than the model in a folder has.
+
+    Reads no weight; the top-k is known when the model is loaded.
+    """
+    if list(routing.num_experts) != expert_counts(ModelFiles.open(folder).checkpoint):
+        raise _of_another(routing, model_name(folder))
+
+
+def _of_another(routing: Routing, model: str) -> TraceError:
+    return TraceError(
+        f"the trace is of {routing.model}, which differs from {model} in layers, experts or top-k: "
+        "give a trace of the model itself."
+    )
 
 
 def _is_of(curve: MissCurve, shape: ModelShape) -> bool:
