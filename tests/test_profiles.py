@@ -260,6 +260,23 @@ def test_a_profile_made_by_command_is_used_by_name(model: Path, tmp_path: Path) 
     assert "cannot be the name" in refusal(*ask, "--profile", "../mine")
 
 
+def test_a_model_that_runs_resident_uses_no_profile_and_no_split_and_says_so(
+    model: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("import os\n" * 40)
+    path = tmp_path / "notes.trace"
+    report("trace", model, "--text", text, "--profile", "mine", "-o", path)
+    ask = ["generate", model, "-p", "import", "-n", "1", "--profile", "mine", "--split-by", path]
+    resident = call(*ask, "--memory", "all").stderr
+    assert "nothing is streamed, and --profile and --split-by not used: the whole" in resident
+    streamed = call(*ask, "--capacity", "3")
+    assert "not used" not in streamed.stderr
+    split = report(*ask, "--capacity", "3")["split"]
+    said = "Slots are split among layers by" if split else "no split of the slots hits more"
+    assert said in streamed.stderr
+
+
 def test_a_user_without_a_home_is_told_that_nothing_is_kept(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,11 +131,11 @@ def model(
             split=splitting_by(split_by, policy),
         )
         use_reader(loaded, reader)
-        for line in remarks(loaded, cache_options, reads):
+        for line in remarks(loaded, cache_options, reads, split_by=split_by):
             notes.print(line, soft_wrap=True)
         settings = {
             "reader": reader,
-            "split": split_by is not None,
+            "split": loaded.is_split,
             **settings_of(cache_options, reads),
         }
         report = measure_model(
