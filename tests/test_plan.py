@@ -346,7 +346,7 @@ def test_a_model_that_takes_more_than_can_be_spared_is_planned_up_to_all_the_mem
 def test_what_a_plan_assumes_is_said(model: Path) -> None:
     shown = call("plan", "--total-ram", "48", "--model-gb", "209").stdout
     assert "can spare (43.20 GB of 48.00 GB free; the rest is left to other programs)" in shown
-    assert "a context of 2048 tokens; first token: of a prompt of 512" in shown
+    assert "a context of 2048 tokens, less takes less; first token: of a prompt of 512" in shown
     assert "the last row takes more than can be spared" in shown
     found = report("plan", model)
     assert (found["context_tokens"], found["prompt_tokens"]) == (2048, 512)

@@ -262,10 +262,10 @@ def test_a_text_too_short_to_learn_from_is_refused(
     monkeypatch.setattr("mlx_flash.engine.load.load_model", lambda *_, **__: pytest.fail("loaded"))
     few = tmp_path / "few.txt"
     few.write_text(" a" * number)
-    tokens = "1 token of" if number == 1 else "5 tokens of"
+    found = "1 token" if number == 1 else "5 tokens"
     for command in (("bench", "predictors", model), ("trace", model, "--profile", "mine")):
         sentence = refusal(*command, "--text", few)
-        assert f"{tokens} text is too short: give 64 tokens or more." in sentence
+        assert f"the text is too short ({found}): give 64 tokens or more." in sentence
 
 
 @pytest.mark.parametrize("command", ["-o", "--profile", "generate", "--plot"])

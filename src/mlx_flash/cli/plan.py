@@ -178,8 +178,8 @@ def _show(report: "PlanReport") -> None:
     for idea in report.advice:
         console.print(f"  {idea}", soft_wrap=True)
     console.print(
-        f"  memory: for a context of {report.context_tokens} tokens; first token: of a prompt of "
-        f"{report.prompt_tokens}, from a cold start.",
+        f"  memory: for a context of {report.context_tokens} tokens, less takes less; first token: "
+        f"of a prompt of {report.prompt_tokens}, from a cold start.",
         soft_wrap=True,
     )
     for assumption in report.assumptions:

@@ -96,10 +96,8 @@ def check_enough(texts: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Raise PromptError where texts have too few tokens, all together, to learn from."""
     num_tokens = sum(len(tokens) for _, tokens in texts)
     if num_tokens < LEAST_TOKENS:
-        plural = "" if num_tokens == 1 else "s"
-        raise PromptError(
-            f"{num_tokens} token{plural} of text is too short: give {LEAST_TOKENS} tokens or more."
-        )
+        found = "1 token" if num_tokens == 1 else f"{num_tokens} tokens"
+        raise PromptError(f"the text is too short ({found}): give {LEAST_TOKENS} tokens or more.")
 
 
 def record(
