@@ -22,11 +22,11 @@ class Called:
     stderr: str
 
 
-def call(*arguments: str | Path) -> Called:
+def call(*arguments: str | Path, columns: int = 120) -> Called:
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mlx-flash", *map(str, arguments)])
-        patch.setenv("COLUMNS", "120")
+        patch.setenv("COLUMNS", str(columns))
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
                 run()

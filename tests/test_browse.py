@@ -16,14 +16,14 @@ import pytest
 from hub import COMMIT, Hub, serve
 from packing import packed
 
-from mlx_flash.cli.folders import browse_record
 from mlx_flash.config import BrowseOptions
 from mlx_flash.engine import remote
 from mlx_flash.engine.browse import BrowseReport, Source, browse
 from mlx_flash.engine.downloaded import downloaded_models
 from mlx_flash.engine.hub import ask_hub
 from mlx_flash.engine.seen import MAX_MODELS, HubModel, read_seen, write_seen
-from mlx_flash.errors import MemoryPlanError, ModelNotFoundError, OptionError
+from mlx_flash.errors import ModelNotFoundError, OptionError
+from mlx_flash.folders import browse_record
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.planner.curve import MissCurve
 from mlx_flash.planner.shape import shape_of
@@ -491,9 +491,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
         BrowseOptions(**options)
 
 
-@pytest.mark.parametrize("text", ["40%", "all", "0", "much", ""])
+@pytest.mark.parametrize("text", ["40%", "all", "0", "much", "", "-3GB"])
 def test_memory_to_plan_for_is_an_amount(text: str) -> None:
-    with pytest.raises((OptionError, MemoryPlanError)):
+    with pytest.raises(OptionError, match="give one above 0, such as 48GB"):
         BrowseOptions.memory_of(text)
     assert BrowseOptions.memory_of("48GB") == 48 * GB
     assert BrowseOptions.memory_of(None) is None
@@ -522,7 +522,7 @@ def test_the_command_prints_a_table_and_json_online_and_offline(
     for part in ("maker/moe", "hub", "MB", "8 x 2 top-2", "100%", "tokens/s"):
         assert part in table.stdout
     assert "\x1b" not in table.stdout + table.stderr
-    assert "predicted for 1.00 GB of memory" in table.stderr
+    assert "predicted for 1.00 GB of memory and a context of 2048 tokens" in table.stderr
     offline = command("browse", "--ram", "1GB", "--json", home=tmp_path, name="run")
     assert offline.returncode == 0, offline.stderr
     report = json.loads(offline.stdout.splitlines()[-1])

@@ -24,7 +24,8 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from mlx_flash.cli import chat, folders
+from mlx_flash import folders
+from mlx_flash.cli import chat
 from mlx_flash.cli.answer_view import PlainView, TerminalView, split_block
 from mlx_flash.cli.chat_commands import COMMANDS, status_of
 from mlx_flash.cli.chat_prompt import CommandCompleter, LenientHistory, converse

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from families import FAMILIES, write_checkpoint
 
-from mlx_flash.cli.folders import warm_start_folder
 from mlx_flash.engine.find import bundled_model
+from mlx_flash.folders import warm_start_folder
 
 QUESTION = ["generate", "-p", "What does shutil.copytree do?", "-n", "24"]
 GENERATE_KEYS = {
@@ -50,6 +50,32 @@ def refused(*arguments: str | Path) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("mlx-flash: ")
     return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate"], "Missing option"),
+        (["generate", "-p", "x", "-n", "-1"], "'--max-tokens'"),
+        (["generate", "-p", "x", "--no-such-option"], "No such option: --no-such-option"),
+        (["plan", "--total-ram", "much"], "'--total-ram'"),
+        (["replay", "x", "--capacity", "0"], "'--capacity'"),
+        (["demo", "warmup", "--capacity"], "--capacity"),
+        (["genrate"], "generate"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    line = refused(*arguments)
+    assert sentence in line
+    assert line.endswith("--help).")
+
+
+def test_help_is_help() -> None:
+    asked, unasked = run("generate", "--help"), run()
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "Usage: mlx-flash generate" in asked.stdout
+    assert "Usage: mlx-flash" in unasked.stdout + unasked.stderr
+    assert unasked.returncode == 2
 
 
 def answer(*arguments: str | Path) -> dict[str, Any]:

@@ -124,6 +124,11 @@ def test_json_has_a_number_for_each_token() -> None:
     assert report["restored"] == 0
 
 
+def test_more_slots_than_experts_are_said_to_be_none() -> None:
+    said = run(*DEMO, "--capacity", "500").stderr
+    assert "The model has 48 experts per layer: there are no more slots than that." in said
+
+
 def test_a_profile_fills_the_slots_before_the_first_token() -> None:
     report = answer(*DEMO, "--profile", "math")
     assert report["restored"] == 10 * report["capacity"]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from calling import refusal
 
+from mlx_flash import load
 from mlx_flash.config import CacheOptions, MemoryLimit, ReadOptions, check_either
 from mlx_flash.errors import MemoryPlanError, OptionError
 from mlx_flash.formats.layout import ExpertLayout, ExpertTensor
@@ -248,3 +250,18 @@ def test_elsewhere_than_on_macos_no_level_is_told() -> None:
 def test_without_cgroups_the_machine_decides(tmp_path: Path) -> None:
     available = machine.available_memory_bytes(tmp_path, tmp_path / "missing")
     assert 0 < available <= psutil.virtual_memory().total
+
+
+def test_memory_that_is_too_small_is_refused_with_what_takes_less() -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        load(memory="40%")
+    assert str(caught.value).endswith(
+        "That is for 2048 tokens of context: a smaller context_tokens takes less."
+    )
+    with pytest.raises(MemoryPlanError, match="give more than 0%"):
+        load(memory="0%")
+    assert "A shorter prompt or --max-tokens takes less." in refusal(
+        "generate", "-p", "x", "--memory", "1MB"
+    )
+    assert "A smaller --max-context takes less." in refusal("chat", "--memory", "1MB")
+    assert "context" not in refusal("plan", "--ram", "1MB")

@@ -226,6 +226,12 @@ def test_a_folder_that_another_process_packs_into_is_refused(copy: Path, tmp_pat
     assert check(target, ignore) == 16
 
 
+def test_a_folder_that_refuses_is_wrong_input(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="Not a directory: give another folder"):
+        pack(copy, tmp_path / "file" / "packed", None, ignore)
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

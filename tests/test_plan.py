@@ -25,11 +25,13 @@ from mlx_flash.engine.plan import default_curve, imagined_shape, plan_from_shape
 from mlx_flash.errors import MemoryPlanError
 from mlx_flash.formats.checkpoint import Checkpoint
 from mlx_flash.planner.curve import MissCurve
+from mlx_flash.planner.memory import gigabytes, spare_bytes
 from mlx_flash.planner.speed import (
     CONTEXT_TOKENS,
     MachineProfile,
     ModelShape,
     PlanRow,
+    bytes_with,
     fits,
     predict,
 )
@@ -86,16 +88,23 @@ def test_what_is_too_little_for_a_long_prompt_at_once_is_planned_as_it_is_loaded
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     least = plan_local(model, default_curve(), None, None).rows[0].memory_bytes
-    (row, *_) = plan_local(model, default_curve(), least - 1, None).rows
+    (row, *_) = plan_local(model, default_curve(), leaving(least - 1), None).rows
     assert row.memory_bytes < least
     assert slots(model, row.memory_bytes) == row.capacity
     monkeypatch.setattr(planning, "_SHARES", (0.75, 1.0))
-    (row, *_) = plan_local(model, default_curve(), least + 1, None).rows
+    (row, *_) = plan_local(model, default_curve(), leaving(least + 1), None).rows
     assert (row.memory_bytes, row.capacity) == (least, 1)
     with pytest.raises(MemoryPlanError) as caught:
         plan_local(model, default_curve(), 1000, None)
     assert caught.value.needed_bytes is not None
     assert slots(model, caught.value.needed_bytes) >= 1
+
+
+def leaving(spare: int) -> int:
+    """Return the free memory, of a small machine, of which so much can be spared."""
+    free = spare + 128 * 1024 * 1024
+    assert spare_bytes(free) == spare
+    return free
 
 
 def slots(model: Path, num_bytes: int) -> int:
@@ -133,9 +142,10 @@ def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
     assert any("2 ms of a layer besides its weights" in a for a in found["assumptions"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     memory = [row["memory_bytes"] for row in found["rows"]]
-    less = report("plan", model, "--ram", str(memory[2]), "--ssd-gbps", "7.5")
-    assert [row["memory_bytes"] for row in less["rows"]] == memory[:3]
-    assert less["machine"]["memory_bytes"] == memory[2]
+    less = report("plan", model, "--ram", str(leaving(memory[2])), "--ssd-gbps", "7.5")
+    assert [row["memory_bytes"] for row in less["rows"]] == memory[:4]
+    assert less["spare_bytes"] == memory[2]
+    assert less["recommended"] < 3
     assert less["machine"]["ssd_gbps"] == 7.5
     assert "the smallest limit that works is" in refusal("plan", model, "--ram", "1KB")
     shown = call("plan", model).stdout
@@ -144,7 +154,7 @@ def test_what_plan_prints_for_scripts(model: Path, tmp_path: Path) -> None:
 
 
 def test_routing_of_the_model_itself_takes_the_place_of_the_curve(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = saved(tmp_path / "own")
     whole = report("plan", model, "--trace", own)
@@ -162,6 +172,10 @@ def test_routing_of_the_model_itself_takes_the_place_of_the_curve(
     )
     for other in others:
         assert "the trace is of a/model, which differs" in refusal("plan", model, "--trace", other)
+    monkeypatch.setattr(planning, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("mlx_flash.engine.replay.curve_of", lambda *_: pytest.fail("replayed"))
+    for other in others[:2]:
+        assert "the trace is of a/model, which differs" in refusal("plan", model, "--trace", other)
     empty = tmp_path / "empty"
     empty.touch()
     assert "is no routing trace" in refusal("plan", model, "--trace", empty)
@@ -171,7 +185,10 @@ def test_a_model_that_nobody_has_is_planned_on_this_machine() -> None:
     found = report("plan", "--total-ram", "48", "--model-gb", "209")
     assert found.keys() >= PLAN_KEYS
     memory = [row["memory_bytes"] for row in found["rows"]]
-    assert memory[-1] == 48 * GB
+    assert len(memory) > 6
+    assert memory[0] < 10 * GB
+    assert memory[-2] <= found["spare_bytes"] == 48 * GB * 9 // 10 < memory[-1]
+    assert found["recommended"] < len(memory) - 1
     assert never_worse([PlanRow(**row) for row in found["rows"]])
     shape = found["model"]
     experts = shape["expert_bytes"] * shape["num_experts"] * shape["num_layers"]
@@ -213,12 +230,14 @@ def test_what_cannot_be_planned_is_refused(qwen: Family, tmp_path: Path) -> None
     dense = write_talking_model(qwen, tmp_path / "dense", dense=True)
     assert "no experts" in refusal("plan", dense)
     for options, why in (
-        (["--ram", "40%"], "is no size of memory"),
-        (["--ram", "all"], "is no size of memory"),
-        (["--ram", "much"], "not an amount of memory"),
-        (["--ram", "0"], "cannot hold anything"),
-        (["--total-ram", "0"], "give the memory once"),
-        (["--total-ram", "nan"], "give the memory once"),
+        (["--ram", "40%"], "'40%' is no amount of memory: give one above 0, such as 48GB"),
+        (["--ram", "all"], "is no amount of memory"),
+        (["--ram", "much"], "is no amount of memory"),
+        (["--ram", "0"], "is no amount of memory"),
+        (["--ram", "-5GB"], "is no amount of memory"),
+        (["--total-ram", "0"], "0 GB is no memory of a machine: give more than 0"),
+        (["--total-ram", "-48"], "-48 GB is no memory"),
+        (["--total-ram", "nan"], "nan GB is no memory"),
         (["--total-ram", "48", "--ram", "48GB"], "give the memory once"),
         (["--ssd-gbps", "0"], "no rate of a disk"),
         (["--ssd-gbps", "nan"], "no rate of a disk"),
@@ -289,18 +308,60 @@ def test_slots_are_as_many_as_fit_and_one_per_expert_at_most() -> None:
         fits(SHAPE, caught.value.needed_bytes - 1)
 
 
-def test_rows_of_a_shape_end_with_all_the_memory_or_all_the_experts() -> None:
+def test_rows_of_a_shape_end_beyond_what_can_be_spared_or_with_all_the_experts() -> None:
     shape = imagined_shape(100)
     few = plan_from_shape(shape, MACHINE, default_curve(), 20 * GB)
-    assert few.rows[-1].memory_bytes == 20 * GB
-    assert few.rows[-1].capacity == fits(shape, 20 * GB)
+    assert few.spare_bytes == 18 * GB
+    assert few.rows[-2].memory_bytes <= 18 * GB < few.rows[-1].memory_bytes
+    assert few.rows[-2].capacity == fits(shape, 18 * GB)
+    assert few.rows[0].capacity == 1
     for row in few.rows:
         assert fits(shape, row.memory_bytes) == row.capacity
+        assert row.capacity == 1 or fits(shape, row.memory_bytes - 1) == row.capacity - 1
     every = plan_from_shape(shape, MACHINE, default_curve(), 1000 * GB)
     assert every.rows[-1].capacity == shape.num_experts
     assert every.rows[-1].hit_rate == 1.0
     assert every.rows[0].memory_bytes > shape.resident_bytes
     assert every.machine.available_bytes == 1000 * GB
+
+
+def test_the_memory_of_a_row_depends_on_the_slots_only() -> None:
+    shape = imagined_shape(209)
+    by_slots: dict[int, set[int]] = {}
+    for ram in (10, 16, 48, 64, 512):
+        for row in plan_from_shape(shape, MACHINE, default_curve(), ram * GB).rows:
+            by_slots.setdefault(row.capacity, set()).add(row.memory_bytes)
+    assert all(len(memory) == 1 for memory in by_slots.values())
+    assert by_slots[16] == {bytes_with(shape, 16)}
+
+
+def test_a_model_that_takes_more_than_can_be_spared_is_planned_up_to_all_the_memory() -> None:
+    shape = imagined_shape(209)
+    found = plan_from_shape(shape, MACHINE, default_curve(), 10 * GB)
+    assert found.rows[0].memory_bytes > found.spare_bytes == 9 * GB
+    assert found.recommended == 0
+    assert "no row fits what the machine can spare (9.00 GB of 10.00 GB free" in found.why
+
+
+def test_what_a_plan_assumes_is_said(model: Path) -> None:
+    shown = call("plan", "--total-ram", "48", "--model-gb", "209").stdout
+    assert "can spare (43.20 GB of 48.00 GB free; the rest is left to other programs)" in shown
+    assert "a context of 2048 tokens, less takes less; first token: of a prompt of 512" in shown
+    assert "the last row takes more than can be spared" in shown
+    found = report("plan", model)
+    assert (found["context_tokens"], found["prompt_tokens"]) == (2048, 512)
+    assert any(
+        "weights_gbps and prefill_weights_gbps are not used" in a for a in found["assumptions"]
+    )
+
+
+def test_the_memory_of_advice_is_that_of_the_last_row() -> None:
+    found = plan_from_shape(imagined_shape(209), MACHINE, default_curve(), 48 * GB)
+    more = gigabytes(found.rows[-1].memory_bytes - found.spare_bytes)
+    (line,) = (line for line in found.advice if "more than can be spared" in line)
+    assert line.startswith(f"{more} more than can be spared: {found.rows[-1].decode_tps:.3g} ")
+    every = plan_from_shape(imagined_shape(9), MACHINE, default_curve(), 48 * GB)
+    assert not any("spared" in line for line in every.advice)
 
 
 def test_advice_is_sorted_and_brings_something() -> None:

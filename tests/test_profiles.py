@@ -21,6 +21,7 @@ from mlx_flash.engine.find import bundled_model
 from mlx_flash.engine.profiles import (
     check_name,
     find_profile,
+    is_there,
     load_experts,
     ranking_of,
     save_profile,
@@ -187,7 +188,29 @@ def test_a_profile_of_ones_own_goes_before_one_that_ships(tmp_path: Path) -> Non
     object.__setattr__(trace.routing, "model", "bundled")
     save_profile("coding", trace, tmp_path)
     assert get_warmup_experts(None, "coding", tmp_path) == ranking_of(trace)
-    assert get_warmup_experts(None, "coding", str(tmp_path)) != get_warmup_experts(None, "coding")
+    shipped = get_warmup_experts(None, "coding")
+    assert get_warmup_experts(None, "coding", str(tmp_path)) != shipped
+    save_profile("coding", trace, Path(os.environ["MLX_FLASH_CACHE"]) / "profiles")
+    assert get_warmup_experts(None, "coding") == ranking_of(trace)
+
+
+def test_a_profile_that_is_replaced_or_hidden_is_named(tmp_path: Path) -> None:
+    counts = [48] * 10
+    trace = random_trace(9, experts=48, layers=10, top_k=4)
+    object.__setattr__(trace.routing, "model", "bundled")
+    assert is_there("coding", "bundled", counts, tmp_path) == "shipped"
+    assert is_there("coding", "bundled", [48] * 9, tmp_path) is None
+    assert is_there("mine", "bundled", counts, tmp_path) is None
+    save_profile("coding", trace, tmp_path)
+    assert is_there("coding", "bundled", counts, tmp_path) == "own"
+
+
+def test_a_missing_profile_is_made_with_the_options_that_it_needs(tmp_path: Path) -> None:
+    for name, options in (("coding", "coding"), ("mine", "mine --text FILE")):
+        with pytest.raises(OptionError) as caught:
+            find_profile(name, "a/model", COUNTS, tmp_path)
+        made = f"make it with mlx-flash trace MODEL --profile {options} (it is not in {tmp_path})."
+        assert str(caught.value).endswith(made)
 
 
 @pytest.mark.parametrize(
@@ -219,18 +242,39 @@ def test_a_profile_made_by_command_is_used_by_name(model: Path, tmp_path: Path) 
     text.write_text("import os\n" * 40)
     made = report("trace", model, "--text", text, "--profile", "mine")
     assert (made["trace"], made["profile"], made["domains"]) == (None, "mine", ["notes"])
+    assert made["replaced"] is None
     ask = ["generate", model, "-p", "import", "-n", "5", "--capacity", "3", "--no-prefetch"]
     plain, known = report(*ask, "--cold"), report(*ask, "--profile", "mine")
     assert known["tokens"] == plain["tokens"]
-    kept = get_warmup_experts(model, "mine", Path(os.environ["MLX_FLASH_CACHE"]) / "profiles")
+    kept = get_warmup_experts(model, "mine")
     assert known["restored"] == sum(min(3, len(layer)) for layer in kept) > 0 == plain["restored"]
     assert known["hit_rate"] > plain["hit_rate"]
     assert os.listdir(os.environ["MLX_FLASH_CACHE"]) == ["profiles"]  # nothing is remembered
     said = call(*ask, "--profile", "mine").stderr
     assert f"profile mine: {known['restored']} experts read before the first token" in said
     assert "warm start" not in said
+    again = call("trace", model, "--text", text, "--profile", "mine").stderr
+    assert f"profile kept: mlx-flash generate {model} --profile mine -p ..." in again
+    assert "it takes the place of your earlier one." in again
     assert "no profile 'coding' for " in refusal(*ask, "--profile", "coding")
     assert "cannot be the name" in refusal(*ask, "--profile", "../mine")
+
+
+def test_a_model_that_runs_resident_uses_no_profile_and_no_split_and_says_so(
+    model: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("import os\n" * 40)
+    path = tmp_path / "notes.trace"
+    report("trace", model, "--text", text, "--profile", "mine", "-o", path)
+    ask = ["generate", model, "-p", "import", "-n", "1", "--profile", "mine", "--split-by", path]
+    resident = call(*ask, "--memory", "all").stderr
+    assert "nothing is streamed, and --profile and --split-by not used: the whole" in resident
+    streamed = call(*ask, "--capacity", "3")
+    assert "not used" not in streamed.stderr
+    split = report(*ask, "--capacity", "3")["split"]
+    said = "Slots are split among layers by" if split else "no split of the slots hits more"
+    assert said in streamed.stderr
 
 
 def test_a_user_without_a_home_is_told_that_nothing_is_kept(

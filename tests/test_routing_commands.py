@@ -112,17 +112,39 @@ def test_replay_shows_each_number_under_its_capacity(tmp_path: Path) -> None:
     path = saved(random_trace(60), tmp_path / "trace")
     options = ("--policy", "lru", "--policy", "lru", "--capacity", "6", "--capacity", "2")
     shown = call("replay", path, *options, "--capacity", "6").stdout
-    rows = {
-        line.split("│")[1].strip(): line.split("│")[2:-1]
-        for line in shown.splitlines()
-        if "│" in line
-    }
-    assert list(rows) == ["lru", "shuffled", "uniform"]
-    assert [cell.strip() for cell in rows["uniform"]] == ["25.0%", "", "75.0%", ""]
+    lines = [line.split("│")[1:-1] for line in shown.splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in line] for line in lines]
     found = report("replay", path, *options)
-    rates = [f"{row['hit_rate']:.1%}" for row in found["rows"]]
-    assert [cell.strip() for cell in rows["lru"][::2]] == rates
-    assert shown.index("2 of 8") < shown.index("6 of 8")
+    few, many = (f"{row['hit_rate']:.1%}" for row in found["rows"])
+    assert [row[:3] for row in rows if row[1] != "shuffled"] == [
+        ["2 of 8", "lru", few],
+        ["", "uniform", "25.0%"],
+        ["6 of 8", "lru", many],
+        ["", "uniform", "75.0%"],
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_replay_cuts_nothing_off_however_many_domains_and_capacities(
+    columns: int, tmp_path: Path
+) -> None:
+    domains = [(name, 20) for name in ("a-domain-with-a-long-name", "code", "talk")]
+    path = saved(random_trace(60, domains=domains), tmp_path / "trace")
+    options = [option for slots in "12345678" for option in ("--capacity", slots)]
+    shown = call("replay", path, *options, columns=columns).stdout
+    found = report("replay", path, *options)
+    assert "…" not in shown
+    assert all(f"{row['hit_rate']:.1%}" in shown for row in found["rows"])
+    assert columns < 80 or all(policy in shown for policy in REPLAY_NAMES)
+    assert "in turn: of the domains one after the other" in shown
+
+
+def test_what_was_cut_off_a_trace_is_said(tmp_path: Path) -> None:
+    path = saved(random_trace(60, domains=[("code", 20), ("talk", 40)]), tmp_path / "trace")
+    path.write_bytes(path.read_bytes()[:-3])
+    found = call("replay", path, "--policy", "lru")
+    assert found.code == 0
+    assert f"{path} was cut off: its last 40 tokens are left out." in found.stderr
 
 
 def test_a_plot_is_a_png_file(tmp_path: Path) -> None:
@@ -139,8 +161,9 @@ def test_a_plot_is_a_png_file(tmp_path: Path) -> None:
     ):
         assert why in refusal("replay", path, "--plot", tmp_path / wrong)
     (tmp_path / "folder.png").mkdir()
-    options = ("--policy", "lru", "--plot", tmp_path / "folder.png")
-    assert "Is a directory" in refusal("replay", path, *options)
+    assert "Is a directory" in refusal(
+        "replay", tmp_path / "none", "--plot", tmp_path / "folder.png"
+    )
 
 
 def test_without_matplotlib_the_way_to_install_it_is_printed(
@@ -189,7 +212,8 @@ def test_trace_refuses_what_it_cannot_do(model: Path, text: Path, tmp_path: Path
     assert "cannot be the name" in refusal("trace", model, "--profile", "a/b", "--text", text)
     assert not out.exists()
     before = text.read_bytes()
-    assert "is no routing trace" in refusal("trace", model, "--text", text, "-o", text)
+    assert "give another output file" in refusal("trace", model, "--text", text, "-o", text)
+    assert "give another output file" in refusal("generate", model, *ASK, "--trace", text)
     assert text.read_bytes() == before
     foreign = saved(random_trace(3), tmp_path / "foreign")
     assert "is a trace of a/model" in refusal("trace", model, "--text", text, "-o", foreign)
@@ -228,7 +252,41 @@ def test_a_folder_without_permission_is_one_sentence(
     options = {"--text": text, "-o": tmp_path / "trace", "--profile": "mine"}
     options |= {} if what == "--profile" else {what: closed / "file"}
     arguments = [argument for option in options.items() for argument in option]
-    assert "Permission denied" in refusal("trace", model, *arguments, "--max-tokens", "9")
+    assert "Permission denied" in refusal("trace", model, *arguments, "--max-tokens", "64")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_text_too_short_to_learn_from_is_refused(
+    number: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_flash.engine.load.load_model", lambda *_, **__: pytest.fail("loaded"))
+    few = tmp_path / "few.txt"
+    few.write_text(" a" * number)
+    found = "1 token" if number == 1 else "5 tokens"
+    for command in (("bench", "predictors", model), ("trace", model, "--profile", "mine")):
+        sentence = refusal(*command, "--text", few)
+        assert f"the text is too short ({found}): give 64 tokens or more." in sentence
+
+
+@pytest.mark.parametrize("command", ["-o", "--profile", "generate", "--plot"])
+def test_what_cannot_be_written_is_found_before_anything_is_loaded(
+    command: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("load", "plan"):
+        name = f"mlx_flash.engine.{place}.load_model"
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("loaded"))
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(file / "cache"))
+    arguments = {
+        "-o": ("trace", model, "--text", text, "-o", file / "trace"),
+        "--profile": ("trace", model, "--text", text, "--profile", "mine"),
+        "generate": ("generate", model, *ASK, "--trace", file / "trace"),
+        "--plot": ("plan", model, "--plot", tmp_path),
+    }
+    sentence = refusal(*arguments[command])
+    assert "Not a directory" in sentence or command == "--plot"
+    assert list(tmp_path.iterdir()) == [text, file] or set(tmp_path.iterdir()) == {text, file}
 
 
 def test_a_text_that_leaves_no_token_is_refused(

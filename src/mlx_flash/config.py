@@ -84,6 +84,21 @@ class MemoryLimit:
             "a share of the model (40%) or all."
         )
 
+    @classmethod
+    def bytes_of(cls, text: str) -> int:
+        """Return the bytes that a text such as 48GB names: no share of a model, nor all of it.
+
+        Raises:
+            OptionError: it names no amount above 0.
+        """
+        try:
+            num_bytes = cls.parse(text).num_bytes
+        except MemoryPlanError:
+            num_bytes = None
+        if num_bytes is None:
+            raise OptionError(f"{text!r} is no amount of memory: give one above 0, such as 48GB.")
+        return num_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
@@ -303,12 +318,9 @@ class BrowseOptions:
         """Return the bytes that a text such as 48GB names; None of None.
 
         Raises:
-            MemoryPlanError, OptionError: it names no amount, or a share of no model in particular.
+            OptionError: it names no amount above 0.
         """
-        limit = MemoryLimit.parse(text)
-        if text is not None and limit.num_bytes is None:
-            raise OptionError(f"{text!r} is no memory to plan for: give an amount, such as 48GB.")
-        return limit.num_bytes
+        return None if text is None else MemoryLimit.bytes_of(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,12 @@ class MemoryPlanError(MLXFlashError):
         super().__init__(message)
         self.needed_bytes = needed_bytes
 
+    def advised(self, advice: str) -> "MemoryPlanError":
+        """Return this error with another sentence, where the memory is too small; else itself."""
+        if self.needed_bytes is None:
+            return self
+        return MemoryPlanError(f"{self} {advice}", self.needed_bytes)
+
 
 class ModelNotFoundError(MLXFlashError):
     """Raised when a model is neither a folder with a checkpoint nor a repository on the Hub."""

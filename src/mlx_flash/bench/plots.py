@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+from ..folders import check_writable
 from .policies import PolicyReport
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ def check_can_plot(path: Path) -> None:
     """Return when a plot can be drawn to a file.
 
     Raises:
-        OptionError: matplotlib is missing, or the file is no PNG, or its folder is not there.
+        OptionError: matplotlib is missing, or the file is no PNG, or cannot be written.
     """
     if find_spec("matplotlib") is None:
-        raise OptionError("drawing needs matplotlib: pip install 'mlx-flash[plot]'.")
+        raise OptionError(
+            "drawing needs matplotlib: pip install 'mlx-flash[plot]', or in a clone "
+            "pip install -e '.[plot]'."
+        )
     if path.suffix.lower() != ".png":
         raise OptionError(f"{path} is no PNG file: give a name that ends in .png.")
     if not path.parent.is_dir():
         raise OptionError(f"{path.parent} is no folder: make it first.")
+    check_writable(path)
 
 
 def plot_policies(report: PolicyReport, num_experts: int, path: Path) -> None:

@@ -20,10 +20,10 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from ..errors import MemoryPlanError, OptionError
+from ..errors import OptionError
+from ..folders import warm_start_folder
 from ..planner.memory import gigabytes
 from ..telemetry.machine import num_cores
-from .folders import warm_start_folder
 from .options import (
     AsJson,
     Capacity,
@@ -131,11 +131,11 @@ def model(
             split=splitting_by(split_by, policy),
         )
         use_reader(loaded, reader)
-        for line in remarks(loaded, cache_options, reads):
+        for line in remarks(loaded, cache_options, reads, split_by=split_by):
             notes.print(line, soft_wrap=True)
         settings = {
             "reader": reader,
-            "split": split_by is not None,
+            "split": loaded.is_split,
             **settings_of(cache_options, reads),
         }
         report = measure_model(
@@ -226,6 +226,7 @@ def predictors(
 
         texts = _texts(text)
         files = ModelFiles.open(model)
+        train, test = _train_and_test(files.tokenizer, texts, max_tokens)
         loaded = load_model(
             files.checkpoint,
             MemoryLimit(),
@@ -233,7 +234,6 @@ def predictors(
             context_tokens=WINDOW_TOKENS,
             always_stream=True,
         )
-        train, test = _train_and_test(files.tokenizer, texts, max_tokens)
         status.update("reading the text")
 
         def show(row: "PredictorRow") -> None:
@@ -262,11 +262,13 @@ def _train_and_test(
     tokenizer: "TokenizerWrapper", texts: "list[Text]", max_tokens: int
 ) -> tuple[list[int], list[int]]:
     """Return the first two thirds of each text's tokens, and the rest of each."""
-    from ..engine.trace import encode_texts
+    from ..engine.trace import check_enough, encode_texts
 
     train: list[int] = []
     test: list[int] = []
-    for _, tokens in encode_texts(tokenizer, texts, max_tokens):
+    encoded = encode_texts(tokenizer, texts, max_tokens)
+    check_enough(encoded)
+    for _, tokens in encoded:
         end = 2 * len(tokens) // 3
         train += tokens[:end]
         test += tokens[end:]
@@ -302,12 +304,11 @@ def _expert_bytes(text: str) -> int:
         OptionError: it is no size of an expert.
     """
     try:
-        found = MemoryLimit.parse(text).num_bytes
-    except MemoryPlanError:
-        found = None
-    if found is None:
-        raise OptionError(f"{text!r} is no size of an expert: give bytes, such as 2.6MB.")
-    return found
+        return MemoryLimit.bytes_of(text)
+    except OptionError as error:
+        raise OptionError(
+            f"{text!r} is no size of an expert: give bytes, such as 2.6MB."
+        ) from error
 
 
 @app.command("kernels")

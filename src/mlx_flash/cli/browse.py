@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import BROWSE_ORDERS, BrowseOptions
+from ..folders import browse_record
 from ..planner.memory import gigabytes
-from .folders import browse_record
+from ..planner.speed import CONTEXT_TOKENS
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def command(
     ] = BrowseOptions.text,
     ram: Annotated[
         str | None,
-        typer.Option(help="Plan for so much memory, such as 48GB. Default: what can be spared."),
+        typer.Option(
+            help="Memory that a model may take, such as 48GB. Default: what can be spared."
+        ),
     ] = None,
     misfits: Annotated[
         bool, typer.Option("--all", help="List what does not fit, too.")
@@ -81,8 +84,9 @@ def _print(report: "BrowseReport", notes: Console) -> None:
         notes.print(f"{report.num_misfits} more do not fit: --all lists them.")
     machine = report.machine
     notes.print(
-        f"predicted for {gigabytes(report.memory_bytes)} of memory, {machine.backend}, a disk of "
-        f"{machine.ssd_gbps:.2f} GB/s.",
+        f"predicted for {gigabytes(report.memory_bytes)} of memory and a context of "
+        f"{CONTEXT_TOKENS} tokens, {machine.backend}, a disk of {machine.ssd_gbps:.2f} GB/s, from "
+        "sizes alone: mlx-flash plan MODEL measures one that is here.",
         soft_wrap=True,
     )
     for assumption in machine.assumed:

@@ -18,7 +18,8 @@ from ..config import (
     ReadOptions,
     check_either,
 )
-from .folders import chat_history, warm_start_folder
+from ..errors import MemoryPlanError
+from ..folders import chat_history, warm_start_folder
 from .loading import read_profile, show_compiling
 from .options import (
     Capacity,
@@ -77,7 +78,7 @@ def command(
         if profile is not None:
             read_profile(conversation.loaded, profile, loading)
     with contextlib.closing(conversation.loaded):
-        for line in remarks(conversation.loaded, cache_options, ReadOptions()):
+        for line in remarks(conversation.loaded, cache_options, ReadOptions(), profile):
             notes.print(line, soft_wrap=True)
         if max_context is not None and max_context > conversation.context_tokens:
             notes.print(f"The model's context holds {conversation.context_tokens} tokens.")
@@ -103,14 +104,17 @@ def _open(
     files = ModelFiles.open(model)
     context = max_context or CHAT_CONTEXT_TOKENS
     context = min(context, files.checkpoint.context_tokens or context)
-    loaded = load_model(
-        files.checkpoint,
-        limit,
-        cache_options,
-        context_tokens=context,
-        kernel_options=kernel_options,
-        on_compile=partial(show_compiling, loading),
-    )
+    try:
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=context,
+            kernel_options=kernel_options,
+            on_compile=partial(show_compiling, loading),
+        )
+    except MemoryPlanError as error:
+        raise error.advised("A smaller --max-context takes less.") from error
     return Conversation(loaded, files.tokenizer, options, context, system)
 
 

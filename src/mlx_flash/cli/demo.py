@@ -17,8 +17,9 @@ from ..config import (
     WarmupOptions,
     check_either,
 )
-from .folders import profile_folder
+from ..folders import profile_folder
 from .options import AsJson, Memory, Model, Policy, Profile, Reader
+from .remarks import remarks
 from .warmup_view import Setting, WarmupView, summary_lines
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def warmup(
         if profile is not None:
             load_profile(loaded, profile, profile_folder())
     with contextlib.closing(loaded):
+        for line in remarks(loaded, cache_options, read_options):
+            notes.print(line, soft_wrap=True)
         setting = Setting(options.domains, num_tokens, _title(loaded, policy, profile))
         measured = _follow(loaded, phases, None if as_json else setting)
         report = report_of(loaded, options, policy, profile, measured)

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.status import Status
 
 from ..config import READERS, CacheOptions, KernelOptions, MemoryLimit, ReadOptions, check_either
+from ..errors import MemoryPlanError
+from ..folders import warm_start_folder
 from ..planner.memory import gigabytes
-from .folders import warm_start_folder
 from .loading import read_profile, show_compiling
 from .options import (
     AsJson,
@@ -99,12 +100,12 @@ def command(
             kernel_options,
             read_options,
             loading,
-            trace is not None,
+            trace,
             split_by,
         )
         if profile is not None:
             read_profile(loaded, profile, loading)
-    for line in remarks(loaded, cache_options, read_options):
+    for line in remarks(loaded, cache_options, read_options, profile, split_by):
         notes.print(line, soft_wrap=True)
     domain = profile or "generated"
     report = _answer(loaded, tokenizer, tokens, options, trace, domain, quiet=as_json)
@@ -132,32 +133,39 @@ def _load(
     kernel_options: KernelOptions,
     read_options: ReadOptions,
     loading: Status | None,
-    recorded: bool,
+    trace: Path | None,
     split_by: Path | None,
 ) -> "tuple[LoadedModel, TokenizerWrapper, list[int]]":
     """Return a model with room for an answer to `text`, its tokenizer, and the text's tokens."""
+    from ..engine.find import model_name
     from ..engine.generate import encode, room_for
     from ..engine.load import ModelFiles, load_model
     from ..engine.need import steps_for
     from ..engine.replay import splitting_by
     from ..engine.trace import routing_of
+    from ..telemetry.trace_file import check_can_append
 
     files = ModelFiles.open(model)
+    if trace is not None:
+        check_can_append(trace, model_name(files.checkpoint.folder))
     tokens = encode(files.tokenizer, text, options)
     room = room_for(len(tokens), files.checkpoint.context_tokens, options)
-    loaded = load_model(
-        files.checkpoint,
-        limit,
-        cache_options,
-        context_tokens=len(tokens) + room,
-        prefill_steps=steps_for(len(tokens)),
-        kernel_options=kernel_options,
-        read_options=read_options,
-        always_stream=recorded,
-        split=splitting_by(split_by, cache_options.policy),
-        on_compile=partial(show_compiling, loading),
-    )
-    if recorded:
+    try:
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=len(tokens) + room,
+            prefill_steps=steps_for(len(tokens)),
+            kernel_options=kernel_options,
+            read_options=read_options,
+            always_stream=trace is not None,
+            split=splitting_by(split_by, cache_options.policy),
+            on_compile=partial(show_compiling, loading),
+        )
+    except MemoryPlanError as error:
+        raise error.advised("A shorter prompt or --max-tokens takes less.") from error
+    if trace is not None:
         routing_of(loaded)  # a model without experts is refused before anything is said
     return loaded, files.tokenizer, tokens
 
@@ -185,11 +193,10 @@ def _answer(
 
 def _summary(report: "GenerationReport", profile: str | None) -> str:
     """Return the closing lines for people."""
-    plural = "" if report.generation_tokens == 1 else "s"
     speed = f" at {report.generation_tps:.1f} tokens/s" if report.generation_tokens > 1 else ""
     lines = [
-        f"{report.generation_tokens} token{plural}{speed} "
-        f"(prompt: {report.prompt_tokens} tokens, first token after {report.ttft_s:.2f} s, "
+        f"{_tokens(report.generation_tokens)}{speed} "
+        f"(prompt: {_tokens(report.prompt_tokens)}, first token after {report.ttft_s:.2f} s, "
         f"{report.backend}, {report.kernels} kernels)",
         f"memory: {gigabytes(report.peak_model_bytes)} used of "
         f"{gigabytes(report.memory_limit_bytes)} allowed "
@@ -215,3 +222,7 @@ def _summary(report: "GenerationReport", profile: str | None) -> str:
     if report.finish_reason == "interrupted":
         lines.append("interrupted")
     return "\n".join(lines)
+
+
+def _tokens(number: int) -> str:
+    return "1 token" if number == 1 else f"{number} tokens"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.status import Status
 
-from .folders import profile_folder
+from ..folders import profile_folder
 
 if TYPE_CHECKING:
     from ..engine.load import LoadedModel

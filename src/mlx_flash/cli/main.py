@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from . import (
 
 _OF_SERVE = ("--port", "--host", "--memory", "--api-key")
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
+_WrongUsage: type[Exception] = typer.BadParameter.__mro__[1]  # of the click that typer is built on
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,11 +76,14 @@ def run() -> None:
     if _means_serve(sys.argv[1:]):
         sys.argv.insert(1, "serve")
     try:
-        app()
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
+        code = app(prog_name="mlx-flash", standalone_mode=False)
+        if code == _INTERRUPTED:
             _end_interrupted()
-        sys.exit(stop.code)
+        sys.exit(code)
+    except _WrongUsage as error:
+        _fail_by_usage(error)
+    except typer.Abort:
+        _end_interrupted()
     except (ExpertReadError, PackError, WorkerError) as error:
         _fail(error, 1)
     except MLXFlashError as error:
@@ -113,6 +117,15 @@ def run_chat() -> None:
 def _end_interrupted() -> None:
     sys.stderr.write("mlx-flash: interrupted\n")
     sys.exit(1)
+
+
+def _fail_by_usage(error: Any) -> None:
+    """End with the sentence of an error that typer found; without a command, it has shown help."""
+    sentence = " ".join(error.format_message().split())
+    if sentence:
+        command = "mlx-flash" if error.ctx is None else error.ctx.command_path
+        sys.stderr.write(f"mlx-flash: {sentence.rstrip('.')} (see {command} --help).\n")
+    sys.exit(2)
 
 
 def _fail(error: MLXFlashError, code: int) -> None:

@@ -15,6 +15,7 @@ from ..config import CacheOptions, MemoryLimit
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from .options import AsJson, Model
+from .traces import read_traces
 
 if TYPE_CHECKING:
     from ..engine.plan import PlanReport
@@ -27,7 +28,10 @@ def command(
     model: Model = None,
     ram: Annotated[
         str | None,
-        typer.Option(help="Plan for so much memory, such as 48GB, not for what is here."),
+        typer.Option(
+            help="Plan for a machine with so much free memory, such as 48GB, not for what is free "
+            "here."
+        ),
     ] = None,
     total_ram: Annotated[
         float | None, typer.Option(help="The same in GB, with --model-gb.")
@@ -50,6 +54,8 @@ def command(
 ) -> None:
     """Show, for a row of memory limits, the speed to expect, which to take, and what would help.
 
+    Memory is for a context of 2048 tokens, the first token for a prompt of 512 from a cold start; a
+    tenth of the free memory is left to other programs, as when a model is loaded without --memory.
     A model that is here computes a few tokens to be measured; one on the Hub is not downloaded.
     """
     ram_bytes = _ram(ram, total_ram)
@@ -61,7 +67,8 @@ def command(
         check_can_plot(plot)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("measuring this machine and the model"):
-        report = _plan(model, model_gb, ram_bytes, ssd_gbps, _recorded(trace, domain))
+        recorded = _recorded(trace, domain, notes)
+        report = _plan(model, model_gb, ram_bytes, ssd_gbps, recorded)
     if plot is not None:
         from ..bench.plots import plot_plan
 
@@ -75,25 +82,21 @@ def command(
 def _ram(ram: str | None, total_ram: float | None) -> int | None:
     """Return the memory to plan for in bytes, None for this machine's."""
     if total_ram is not None:
-        if ram is not None or not 0 < total_ram < 10**6:
-            raise OptionError("give the memory once, in GB and above 0: --ram 48GB.")
+        if ram is not None:
+            raise OptionError("give the memory once: --ram 48GB or --total-ram 48.")
+        if not 0 < total_ram < 10**6:
+            raise OptionError(f"{total_ram:g} GB is no memory of a machine: give more than 0.")
         return int(total_ram * _GB)
-    limit = MemoryLimit.parse(ram)
-    if limit.share is not None or limit.everything:
-        raise OptionError(f"{ram!r} is no size of memory: give bytes, such as 48GB.")
-    return limit.num_bytes
+    return None if ram is None else MemoryLimit.bytes_of(ram)
 
 
-def _recorded(files: list[Path] | None, domain: str | None) -> "Trace | None":
+def _recorded(files: list[Path] | None, domain: str | None, notes: Console) -> "Trace | None":
     """Return recorded routing, all of it or what is under a label; None without a file."""
     if not files:
         if domain is not None:
             raise OptionError("--domain picks a part of a trace: give --trace too.")
         return None
-    from ..telemetry.trace import joined
-    from ..telemetry.trace_file import read_trace
-
-    whole = joined([read_trace(path) for path in files])
+    whole = read_traces(files, notes)
     parts = whole.by_domain()
     if domain is not None and domain not in parts:
         raise OptionError(f"the trace has no {domain!r}: take one of {', '.join(parts)}.")
@@ -110,7 +113,8 @@ def _plan(
     from ..engine.find import find_local
     from ..engine.hub import shape_on_hub
     from ..engine.plan import (
-        check_curve,
+        check_trace,
+        check_trace_early,
         default_curve,
         imagined_shape,
         machine_profile,
@@ -121,15 +125,19 @@ def _plan(
 
     if model_gb is not None and model is not None:
         raise OptionError("give a model or --model-gb, not both.")
-    curve = curve_of(trace, CacheOptions.policy) if trace else default_curve()
     folder = find_local(model) if model_gb is None else None
     if folder is not None:
-        return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
-    if model_gb is None:
-        shape = shape_on_hub(str(model))
-        check_curve(curve, shape)
-    else:
+        if trace is not None:
+            check_trace_early(trace.routing, folder)
+    elif model_gb is not None:
         shape = imagined_shape(model_gb)
+    else:
+        shape = shape_on_hub(str(model))
+        if trace is not None:
+            check_trace(trace.routing, shape)
+    curve = curve_of(trace, CacheOptions.policy) if trace else default_curve()
+    if folder is not None:
+        return plan_local(folder, curve, ram_bytes, ssd_gbps, trace)
     machine = machine_profile()
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps, assumed=())
@@ -163,9 +171,16 @@ def _show(report: "PlanReport") -> None:
     )
     console.print(table)
     console.print(f"→ {report.why}", soft_wrap=True)
+    if report.rows[-1].memory_bytes > report.spare_bytes:
+        console.print("  the last row takes more than can be spared.")
     if any(row.layer_slots for row in report.rows):
         console.print("  slots split among layers by the trace hit more: --split-by it.")
     for idea in report.advice:
         console.print(f"  {idea}", soft_wrap=True)
+    console.print(
+        f"  memory: for a context of {report.context_tokens} tokens, less takes less; first token: "
+        f"of a prompt of {report.prompt_tokens}, from a cold start.",
+        soft_wrap=True,
+    )
     for assumption in report.assumptions:
         console.print(f"! {assumption}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,17 @@ from rich.table import Table
 from ..errors import OptionError
 from ..planner.memory import gigabytes
 from .options import AsJson
+from .traces import read_traces
 
 if TYPE_CHECKING:
-    from ..bench.policies import PolicyReport
+    from ..bench.policies import PolicyReport, PolicyRow
     from ..telemetry.trace import Trace
+
+_OF_CHANGES = ["in turn", "recovery"]
+_CHANGES_EXPLAINED = (
+    "in turn: of the domains one after the other. recovery: until the hit rate is within 2 points "
+    "of steady state after a change of domain."
+)
 
 
 def command(
@@ -45,6 +53,10 @@ def command(
 ) -> None:
     """Show what each policy would have hit, with several numbers of slots, on recorded routing.
 
+    With several domains, hit rates are means over them, each from an empty cache; "in turn" is
+    that of one after the other, and "recovery" the tokens after a change of domain until the hit
+    rate is within 2 points of steady state.
+
     "belady" knows the future: no policy can do better. "shuffled" is the same tokens in random
     order, "uniform" is capacity over experts: a policy that is no better has found nothing.
     """
@@ -57,7 +69,7 @@ def command(
         from ..bench.policies import compare_policies
         from ..engine.replay import REPLAY_NAMES
 
-        trace = _read(traces, None if recorded_passes else max_tokens)
+        trace = _read(traces, None if recorded_passes else max_tokens, notes)
         experts = max(trace.routing.num_experts)
         if capacity and max(capacity) > experts:
             raise OptionError(
@@ -82,47 +94,45 @@ def command(
     _show(report, experts)
 
 
-def _read(paths: list[Path], max_tokens: int | None) -> "Trace":
+def _read(paths: list[Path], max_tokens: int | None, notes: Console) -> "Trace":
     """Return what traces have of each domain in turn: all of it, or the last `max_tokens`."""
     from ..telemetry.trace import joined
-    from ..telemetry.trace_file import read_trace
 
-    parts = list(joined([read_trace(path) for path in paths]).by_domain().values())
+    parts = list(read_traces(paths, notes).by_domain().values())
     if max_tokens is not None:
         parts = [part.slice(part.num_tokens - max_tokens, part.num_tokens) for part in parts]
     return joined(parts)
 
 
 def _show(report: "PolicyReport", experts: int) -> None:
-    """Print a table: a row per policy, hit rates per capacity."""
-    capacities = sorted({row.capacity for row in report.rows})
+    """Print a table: a block per capacity, in it a row per policy and the controls."""
     many = len(report.tokens) > 1
-    table = Table("policy")
-    for capacity in capacities:
-        table.add_column(f"{capacity} of {experts}", justify="right")
-        if many:
-            table.add_column("domains in turn", justify="right")
-            table.add_column("recovery", justify="right")
-        table.add_column("a token", justify="right")
-    for policy in dict.fromkeys(row.policy for row in report.rows):
-        cells = [policy]
-        for row in sorted(report.rows, key=lambda row: row.capacity):
-            if row.policy == policy:
-                cells.append(f"{row.hit_rate:.1%}")
-                if row.switched_hit_rate is not None and row.recovery_tokens is not None:
-                    cells.append(f"{row.switched_hit_rate:.1%}")
-                    cells.append(f"{row.recovery_tokens:.0f} tokens")
-                cells.append(gigabytes(round(row.bytes_per_token)))
-        table.add_row(*cells)
-    shuffled = [control.shuffled_hit_rate for control in report.controls]
-    uniform = [control.uniform_hit_rate for control in report.controls]
-    for name, rates in (("shuffled", shuffled), ("uniform", uniform)):
-        cells = [name]
-        for rate in rates:
-            cells.append(f"{rate:.1%}")
-            cells.extend([""] * (3 if many else 1))
-        table.add_row(*cells, style="dim")
+    table = Table("slots", "policy", "hit rate", *_OF_CHANGES * many, "read a token")
+    for column in table.columns:
+        column.overflow = "fold"  # nothing is cut off, however narrow the terminal
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for control in report.controls:
+        slots = f"{control.capacity} of {experts}"
+        for row in report.rows:
+            if row.capacity == control.capacity:
+                table.add_row(slots, row.policy, *_cells(row))
+                slots = ""
+        table.add_row("", "shuffled", f"{control.shuffled_hit_rate:.1%}", style="dim")
+        table.add_row("", "uniform", f"{control.uniform_hit_rate:.1%}", style="dim")
+        table.add_section()
     tokens = ", ".join(f"{name} {count}" for name, count in report.tokens.items())
     console = Console(highlight=False, markup=False)
     console.print(f"{report.model}; tokens: {tokens}", soft_wrap=True)
     console.print(table)
+    if many:
+        console.print(_CHANGES_EXPLAINED, soft_wrap=True)
+
+
+def _cells(row: "PolicyRow") -> Iterator[str]:
+    """Yield what a policy reached."""
+    yield f"{row.hit_rate:.1%}"
+    if row.switched_hit_rate is not None and row.recovery_tokens is not None:
+        yield f"{row.switched_hit_rate:.1%}"
+        yield f"{row.recovery_tokens:.0f} tokens"
+    yield gigabytes(round(row.bytes_per_token))

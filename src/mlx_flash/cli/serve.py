@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ..config import READERS, CacheOptions, MemoryLimit, ReadOptions
 from ..errors import OptionError
+from ..folders import profile_folder, prompt_cache_folder, warm_start_folder
 from ..server.options import AccessOptions, QueueOptions, WorkerOptions
-from .folders import profile_folder, prompt_cache_folder, warm_start_folder
 from .options import (
     Capacity,
     Kernels,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from ..config import TASKS, CacheOptions, KernelOptions, MemoryLimit
 from ..errors import OptionError
-from .folders import profile_folder
+from ..folders import profile_folder
 from .options import AsJson, Kernels, Memory, Model
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def command(
         str | None,
         typer.Option(
             help="Also keep which experts the text uses, for generate --profile. Without --text "
-            "there is sample text for coding, writing, math and chat."
+            "there is sample text for coding, writing, math and chat; a large model takes minutes "
+            "to read it."
         ),
     ] = None,
     max_tokens: Annotated[
@@ -55,14 +57,23 @@ def command(
     kernel_options = KernelOptions(kernels=kernels)
     notes = Console(stderr=True, highlight=False, markup=False)
     with notes.status("loading the model"):
+        from ..engine.find import model_name
         from ..engine.load import ModelFiles, load_model
-        from ..engine.profiles import check_name
-        from ..engine.trace import WINDOW_TOKENS, encode_texts
+        from ..engine.profiles import check_can_save, check_name
+        from ..engine.trace import WINDOW_TOKENS, check_enough, encode_texts
+        from ..telemetry.trace_file import check_can_append
 
         if profile is not None:
             check_name(profile)
         texts = _texts(text, domain, profile)
         files = ModelFiles.open(model)
+        encoded = encode_texts(files.tokenizer, texts, max_tokens)
+        name = model_name(files.checkpoint.folder)
+        if profile is not None and folder is not None:
+            check_enough(encoded)
+            check_can_save(profile, name, folder)
+        if out is not None:
+            check_can_append(out, name)
         loaded = load_model(
             files.checkpoint,
             limit,
@@ -72,12 +83,11 @@ def command(
             always_stream=True,
         )
     with contextlib.closing(loaded):
-        encoded = encode_texts(files.tokenizer, texts, max_tokens)
         report = _record(loaded, encoded, out, profile, folder, notes)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
         return
-    for line in _closing_lines(report):
+    for line in _closing_lines(report, model):
         notes.print(line, soft_wrap=True)
 
 
@@ -107,16 +117,21 @@ def _texts(files: list[Path] | None, domain: str | None, profile: str | None) ->
     raise OptionError("give some text to read: --text FILE.")
 
 
-def _closing_lines(report: dict[str, Any]) -> Iterator[str]:
+def _closing_lines(report: dict[str, Any], model: str | None) -> Iterator[str]:
     """Yield what was recorded, and what can be done with it."""
+    tokens = "1 token" if report["tokens"] == 1 else f"{report['tokens']} tokens"
     yield (
-        f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['layers']} layers, "
+        f"{tokens} in {report['seconds']:.1f} s: {report['layers']} layers, "
         f"{report['top_k']} of {report['experts_per_layer']} experts each"
     )
     if report["profile"] is not None:
-        yield f"profile kept: mlx-flash generate --profile {report['profile']} -p ..."
+        named = "" if model is None else f"{shlex.quote(model)} "
+        yield f"profile kept: mlx-flash generate {named}--profile {report['profile']} -p ..."
+    if report["replaced"] is not None:
+        before = {"own": "your earlier one", "shipped": "the one that ships with mlx-flash"}
+        yield f"it takes the place of {before[report['replaced']]}."
     if report["trace"] is not None:
-        yield f"compare policies on it: mlx-flash replay {report['trace']}"
+        yield f"compare policies on it: mlx-flash replay {shlex.quote(report['trace'])}"
 
 
 def _record(
@@ -128,7 +143,7 @@ def _record(
     notes: Console,
 ) -> dict[str, Any]:
     """Read the texts; write trace and profile; return what is printed as JSON."""
-    from ..engine.profiles import save_profile
+    from ..engine.profiles import is_there, save_profile
     from ..engine.trace import record, routing_of, trace_of_passes
     from ..telemetry.trace_file import TraceWriter
 
@@ -150,11 +165,14 @@ def _record(
                 passes.append((domain, experts, weights))
 
         record(loaded, texts, on_pass, lambda tokens: bar.advance(task, tokens))
+    replaced = None
     if profile is not None and folder is not None:
+        replaced = is_there(profile, routing.model, routing.num_experts, folder)
         save_profile(profile, trace_of_passes(routing, passes), folder)
     return {
         "trace": None if out is None else str(out),
         "profile": profile,
+        "replaced": replaced,
         "tokens": sum(len(tokens) for _, tokens in texts),
         "domains": sorted({domain for domain, _ in texts}),
         "layers": len(routing.num_experts),

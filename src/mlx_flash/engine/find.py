@@ -97,7 +97,8 @@ def _download(repository: str) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
-            f"{repository} is not on this machine and the Hub cannot be reached."
+            f"{repository} is not on this machine and the Hub cannot be reached: connect to the "
+            "network, or give a folder."
         ) from error
     except Exception as error:
         raise ModelNotFoundError(f"cannot download {repository}: {error}") from error

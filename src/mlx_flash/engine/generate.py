@@ -51,7 +51,8 @@ class GenerationReport:
     """What was generated, how fast, and what memory and reads it took.
 
     Sizes are bytes, times seconds, `*_tps` tokens per second; the first token counts as the
-    prompt's, so `generation_tps` is of the others, 0 without. `capacity` is slots per layer.
+    prompt's, so `generation_tps` is of the others, 0 without. `capacity` is slots per layer, on the
+    mean where they are `split` among layers.
     `restored` experts of `restored_bytes` were read back since the model was loaded because an
     earlier run had them in memory; `expert_bytes_read` includes what of that fell into this one.
     The slots were `resized` so many times since the model was loaded, to `capacity_now`; a resident
@@ -88,6 +89,7 @@ class GenerationReport:
     slot_bytes: int
     expert_bytes: int
     capacity: int
+    split: bool
     experts_per_layer: int
     peak_model_bytes: int
     peak_rss_bytes: int
@@ -255,6 +257,7 @@ def _report(loaded: LoadedModel, prompt_tokens: int, found: Generated) -> Genera
         },
         stall_s=total.stall_s,
         **memory,
+        split=loaded.is_split,
         capacity_now=stream.capacity if stream else memory["capacity"],
         backend=backend_name(),
         kernels=loaded.kernels.name,

@@ -103,7 +103,8 @@ def shape_on_hub(repository: str, endpoint: str | None = None) -> ModelShape:
         model = _examined(Remote(endpoint), _Line(repository, None, 0))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
-            f"{repository} is not on this machine, and the Hub does not tell what it is: {error}."
+            f"{repository} is not on this machine, and the Hub does not tell what it is: {error}. "
+            "Connect to the network, or give a folder."
         ) from error
     if model.shape is None:
         raise ModelNotFoundError(f"{repository} has no experts: there is nothing to plan.")

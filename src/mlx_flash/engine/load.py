@@ -71,6 +71,7 @@ class LoadedModel:
     `layouts` says where each layer's experts lie, `top_k` of which compute a token; `stream` is
     None when the model runs resident.
     The plan set memory aside for `prefill_step` prompt tokens at once. `kernels` compute it.
+    Slots are split among layers by a trace when `is_split`, else evenly.
     `needs` are what it could have been planned by, those of larger prefill steps first.
     """
 
@@ -83,6 +84,7 @@ class LoadedModel:
     prefill_step: int
     kernels: KernelChoice
     needs: tuple[ModelNeed, ...]
+    is_split: bool
 
     def close(self) -> None:
         """End the stream's threads and close its files: the model can run no more.
@@ -129,17 +131,32 @@ def load(
     limit = MemoryLimit.parse(memory)
     check_either(limit, cache_options)
     files = ModelFiles.open(model)
-    loaded = load_model(
-        files.checkpoint,
-        limit,
-        cache_options,
-        context_tokens=context_tokens,
-        prefill_steps=PREFILL_STEPS[:1],
-        kernel_options=KernelOptions(kernels=kernels),
-    )
+    try:
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=context_tokens,
+            prefill_steps=PREFILL_STEPS[:1],
+            kernel_options=KernelOptions(kernels=kernels),
+        )
+    except MemoryPlanError as error:
+        raise error.advised(
+            f"That is for {context_tokens} tokens of context: a smaller context_tokens takes less."
+        ) from error
     if loaded.kernels.why:
         warnings.warn(loaded.kernels.why, stacklevel=2)
     return loaded.model, files.tokenizer
+
+
+def expert_counts(checkpoint: Checkpoint) -> list[int]:
+    """Return the experts of each layer that has some. Reads no weight.
+
+    Raises:
+        UnsupportedModelError: mlx-lm cannot load the model, or we cannot stream it.
+    """
+    lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
+    return [site.layout.num_experts for site in survey(lazy.model, checkpoint, lazy.in_place)]
 
 
 def load_model(
@@ -199,6 +216,7 @@ def load_model(
     mx.set_cache_limit(freed_buffers_bytes(need.resident_bytes + need.expert_bytes))
     reads = _decide_reads(read_options or ReadOptions(), plan, need)
     capacities: list[int] = []
+    layer_slots = None
     if plan.capacity is None:
         stream = None
         _make_resident(lazy.model, checkpoint, sites, reads, kernels)
@@ -225,6 +243,7 @@ def load_model(
         step,
         kernels,
         tuple(need for _, need in needs),
+        layer_slots is not None,
     )
 
 

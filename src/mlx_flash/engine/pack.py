@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from ..errors import OptionError, PackError, UnsupportedModelError
+from ..folders import check_writable
 from ..formats.checkpoint import PACK_RECORD, Checkpoint, read_json_object
 from ..formats.packed import (
     in_record_order,
@@ -126,8 +127,13 @@ def _make_folder(target: Path) -> None:
     """Make a folder, unless it is there."""
     if target.exists() and not target.is_dir():
         raise OptionError(f"{target} is a file: give a folder.")
-    with _translated(target):
+    try:
         target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"cannot make {target}: {error.strerror or error}: give another folder."
+        ) from error
+    check_writable(target / "config.json")
 
 
 def _is_whole(path: Path, nbytes: int) -> bool:

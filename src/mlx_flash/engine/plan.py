@@ -19,22 +19,24 @@ from ..planner.curve import MissCurve
 from ..planner.memory import ModelNeed, gigabytes, plan_memory, spare_bytes
 from ..planner.speed import (
     CONTEXT_TOKENS,
+    PROMPT_TOKENS,
     MachineProfile,
     ModelShape,
     ModelSpeed,
     PlanRow,
+    bytes_with,
     fits,
     predict_with,
     speed_of,
 )
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.machine import num_cores
-from ..telemetry.trace import Trace
+from ..telemetry.trace import Routing, Trace
 from .alone import measured_speed, reading_alone, weights_gbps
 from .backend import backend_name, model_memory
 from .disk import measure_disk
 from .find import bundled_model, model_name
-from .load import LoadedModel, ModelFiles, load_model
+from .load import LoadedModel, ModelFiles, expert_counts, load_model
 from .replay import split_slots
 
 BUNDLED_CURVE = "the bundled model"
@@ -45,6 +47,7 @@ _LITTLE_BYTES = 200 * 10**6  # a disk is hardly awake before it has read that mu
 _PROMPT_TOKENS, _TIMED_TOKENS, _TIMED_CAPACITY = 64, 16, 4
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _ENOUGH = 0.95  # of the best predicted speed: more memory is better used for other things
+_WORTH_IT = 1.02  # times the speed: less is not worth advice
 _THREE_BITS = 3.5 / 4.5  # the size of an expert of 3 bits beside one of 4, groups of 64
 
 
@@ -52,7 +55,9 @@ _THREE_BITS = 3.5 / 4.5  # the size of an expert of 3 bits beside one of 4, grou
 class PlanReport:
     """Rows of memory limits with what to expect; `rows[recommended]` is the one to take, and why.
 
-    `advice` says what would help most, `assumptions` what was not measured.
+    Rows go up to the `spare_bytes` that the machine can spare, and one beyond them. Their memory is
+    for `context_tokens` of KV cache, their first token for `prompt_tokens`. `advice` says what
+    would help most, `assumptions` what was not measured.
     """
 
     machine: MachineProfile
@@ -62,6 +67,9 @@ class PlanReport:
     why: str
     advice: list[str]
     assumptions: list[str]
+    spare_bytes: int
+    context_tokens: int = CONTEXT_TOKENS
+    prompt_tokens: int = PROMPT_TOKENS
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -144,7 +152,7 @@ def plan_local(
 
     Raises:
         FormatError, UnsupportedModelError, MemoryPlanError: as their names say.
-        TraceError: the curve is of another model.
+        TraceError: the trace is of another model.
     """
     files = ModelFiles.open(folder)
     loaded = load_model(
@@ -158,45 +166,66 @@ def plan_local(
         raise UnsupportedModelError("the model has no experts: there is nothing to plan.")
     shape = _shape_of(loaded, folder)
     with contextlib.closing(loaded):
-        check_curve(curve, shape)
+        if trace is not None:
+            check_trace(trace.routing, shape)
         speed = measured_speed(loaded, _prompt(files), _TIMED_TOKENS)
         machine = _with_disk(machine_profile(measure=False), loaded.stream)
     if ssd_gbps is not None:
         machine = replace(machine, ssd_gbps=ssd_gbps)
     machine = _with_memory(machine, ram_bytes)
     rows = []
-    for memory, capacity in _limits(loaded.needs, machine.memory_bytes):
+    for memory, capacity in _limits(loaded.needs, machine):
         row = predict_with(shape, machine, memory, capacity, curve, speed)
         found = split_slots(trace, CacheOptions.policy, capacity) if trace else None
         rows.append(replace(row, layer_slots=tuple(found[0])) if found else row)
     return _report(shape, machine, rows, curve, speed, ())
 
 
-def _limits(needs: Sequence[ModelNeed], total_bytes: int) -> list[tuple[int, int]]:
+def _limits(needs: Sequence[ModelNeed], machine: MachineProfile) -> list[tuple[int, int]]:
     """Return memory limits with the slots per layer that loading takes with each.
 
-    The last one is the most that fits: the whole model, resident, or as many slots as there are.
+    All experts are in memory in slots, or resident, whichever takes less.
 
     Raises:
         MemoryPlanError: not even one slot per layer fits.
     """
-    possible = [n for n in needs if min(n.streamed_bytes(1), n.full_bytes) <= total_bytes]
+    least = [min(need.streamed_bytes(1), need.full_bytes) for need in needs]
+    within = _within(min(least), machine)
+    possible = [need for need, num_bytes in zip(needs, least, strict=True) if num_bytes <= within]
     need = (possible or needs[-1:])[0]
-    most = plan_memory(need, total_bytes).capacity
-    last = (need.full_bytes, need.num_experts)
-    if most is not None:
-        last = (need.streamed_bytes(most), most)
-    streamed = [(need.streamed_bytes(slots), slots) for slots in _capacities(need.num_experts)]
-    return [limit for limit in streamed if limit < last and limit[1] < last[1]] + [last]
+    most = plan_memory(need, within).capacity or need.num_experts
+    whole = (need.full_bytes, need.num_experts)
+    capacities = _capacities(need.num_experts, most)
+    return sorted({min((need.streamed_bytes(slots), slots), whole) for slots in capacities})
 
 
-def check_curve(curve: MissCurve, shape: ModelShape) -> None:
+def _within(least_bytes: int, machine: MachineProfile) -> int:
+    """Return the memory to fill with slots: what can be spared, or all if that is too little."""
+    spare = spare_bytes(machine.available_bytes)
+    return spare if least_bytes <= spare else machine.memory_bytes
+
+
+def check_trace(routing: Routing, shape: ModelShape) -> None:
     """Raise TraceError where recorded routing is not of a model of this shape."""
-    if curve.source != BUNDLED_CURVE and not _is_of(curve, shape):
-        raise TraceError(
-            f"the trace is of {curve.source}, which differs from {shape.name} in layers, experts "
-            "or top-k: give a trace of the model itself."
-        )
+    of_trace = (len(routing.num_experts), max(routing.num_experts), routing.top_k)
+    if of_trace != (shape.num_layers, shape.num_experts, shape.top_k):
+        raise _of_another(routing, shape.name)
+
+
+def check_trace_early(routing: Routing, folder: Path) -> None:
+    """Raise TraceError where routing is of other layers or experts than the model in a folder has.
+
+    Reads no weight; the top-k is known when the model is loaded.
+    """
+    if list(routing.num_experts) != expert_counts(ModelFiles.open(folder).checkpoint):
+        raise _of_another(routing, model_name(folder))
+
+
+def _of_another(routing: Routing, model: str) -> TraceError:
+    return TraceError(
+        f"the trace is of {routing.model}, which differs from {model} in layers, experts or top-k: "
+        "give a trace of the model itself."
+    )
 
 
 def _is_of(curve: MissCurve, shape: ModelShape) -> bool:
@@ -231,16 +260,12 @@ def plan_from_shape(
         MemoryPlanError: it fits no memory that this machine has.
     """
     machine = _with_memory(machine, ram_bytes)
-    total = machine.memory_bytes
-    most = fits(shape, total)
-    per_slot = shape.expert_bytes * shape.num_layers
+    most = fits(shape, _within(bytes_with(shape, 1), machine))
     speed = speed_of(shape, machine)
     rows = [
-        predict_with(shape, machine, total - (most - slots) * per_slot, slots, curve, speed)
-        for slots in _capacities(shape.num_experts)
-        if slots < most
+        predict_with(shape, machine, bytes_with(shape, slots), slots, curve, speed)
+        for slots in _capacities(shape.num_experts, most)
     ]
-    rows.append(predict_with(shape, machine, total, most, curve, speed))
     note = "Computing was not measured on this model: it is scaled from the bundled one."
     return _report(shape, machine, rows, curve, speed, (note,))
 
@@ -264,7 +289,8 @@ def _with_disk(machine: MachineProfile, stream: ExpertStream) -> MachineProfile:
         read_cpu_s=measured.cpu_s_per_byte / num_cores(),
         assumed=(
             f"{machine.layer_s * 1e3:g} ms of a layer besides its weights, and "
-            f"{machine.ssd_latency_s * 1e3:g} ms until a read begins, are assumed.",
+            f"{machine.ssd_latency_s * 1e3:g} ms until a read begins, are assumed; weights_gbps "
+            "and prefill_weights_gbps are not used: this model's computing was measured.",
         ),
     )
 
@@ -284,8 +310,11 @@ def _shape_of(loaded: LoadedModel, folder: Path) -> ModelShape:
     )
 
 
-def _capacities(num_experts: int) -> list[int]:
-    return sorted({max(1, round(share * num_experts)) for share in _SHARES})
+def _capacities(num_experts: int, most: int) -> list[int]:
+    """Return slots per layer to show: one, shares of the `most` that fit, and what comes next."""
+    fitting = {max(1, round(share * most)) for share in _SHARES}
+    above = {round(share * num_experts) for share in _SHARES if share * num_experts > most}
+    return [*sorted({1} | fitting), *sorted(above)[:1]]
 
 
 def _report(
@@ -297,16 +326,20 @@ def _report(
     notes: tuple[str, ...],
 ) -> PlanReport:
     spare = spare_bytes(machine.available_bytes)
+    spared = f"{gigabytes(spare)} of {gigabytes(machine.available_bytes)} free"
     fitting = [n for n, row in enumerate(rows) if row.memory_bytes <= spare] or [0]
     best = max(rows[n].decode_tps for n in fitting)
     recommended = next(n for n in fitting if rows[n].decode_tps >= _ENOUGH * best)
     row = rows[recommended]
     why = (
         f"{gigabytes(row.memory_bytes)} is the least that gives {_ENOUGH:.0%} of the fastest that "
-        f"fits what the machine can spare ({gigabytes(spare)})."
+        f"fits what the machine can spare ({spared}; the rest is left to other programs)."
     )
     if row.memory_bytes > spare:
-        why = f"no row fits what the machine can spare ({gigabytes(spare)}): this is the smallest."
+        why = (
+            f"no row fits what the machine can spare ({spared}; the rest is left to other "
+            "programs): this is the smallest."
+        )
     assumptions = [*machine.assumed, *notes]
     if curve.source == BUNDLED_CURVE and shape.name != model_name(bundled_model()):
         assumptions.append(
@@ -315,27 +348,29 @@ def _report(
         )
     elif curve.source != BUNDLED_CURVE and not _is_of(curve, shape):
         assumptions.append(f"Hit rates are those of {curve.source}, at the same share of experts.")
-    advice = _advice(shape, machine, row, curve, speed)
-    return PlanReport(machine, asdict(shape), rows, recommended, why, advice, assumptions)
+    larger = rows[-1] if rows[-1].memory_bytes > spare else row
+    more = gigabytes(max(0, larger.memory_bytes - spare))
+    ideas = [(f"{more} more than can be spared", larger.decode_tps)]
+    ideas += _other_ideas(shape, machine, row, curve, speed)
+    advice = [
+        f"{name}: {tps:.3g} instead of {row.decode_tps:.3g} tokens/s"
+        for name, tps in sorted(ideas, key=lambda idea: -idea[1])
+        if tps > _WORTH_IT * row.decode_tps
+    ]
+    model = asdict(shape)
+    return PlanReport(machine, model, rows, recommended, why, advice, assumptions, spare)
 
 
-def _advice(
+def _other_ideas(
     shape: ModelShape, machine: MachineProfile, row: PlanRow, curve: MissCurve, speed: ModelSpeed
-) -> list[str]:
-    """Return what would help most, the best first, with what it would bring."""
-    more = min(shape.num_experts, round(1.5 * row.capacity) + 1)
-    extra = (more - row.capacity) * shape.expert_bytes * shape.num_layers
+) -> list[tuple[str, float]]:
+    """Return what might help besides memory, with the tokens/s it would bring."""
     smaller = replace(shape, expert_bytes=round(shape.expert_bytes * _THREE_BITS))
     slots = min(shape.num_experts, int(row.capacity / _THREE_BITS))
     faster = replace(machine, ssd_gbps=2 * machine.ssd_gbps)
-    ideas = [
-        (f"{gigabytes(extra)} more memory", predict_with(shape, machine, 0, more, curve, speed)),
-        ("a disk twice as fast", predict_with(shape, faster, 0, row.capacity, curve, speed)),
-        ("3 bits an expert weight", predict_with(smaller, machine, 0, slots, curve, speed)),
-    ]
-    ideas.sort(key=lambda idea: -idea[1].decode_tps)
+    on_faster = predict_with(shape, faster, 0, row.capacity, curve, speed)
+    of_smaller = predict_with(smaller, machine, 0, slots, curve, speed)
     return [
-        f"{name}: {idea.decode_tps:.3g} instead of {row.decode_tps:.3g} tokens/s"
-        for name, idea in ideas
-        if idea.decode_tps > 1.02 * row.decode_tps
+        ("a disk twice as fast", on_faster.decode_tps),
+        ("3 bits an expert weight", of_smaller.decode_tps),
     ]

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..config import TASKS
 from ..errors import OptionError, TraceError
-from ..streaming import adapter
+from ..folders import check_writable, profile_folder
 from ..streaming.expert_stream import ExpertStream
-from ..streaming.install import packed_stacks, survey
 from ..telemetry.trace import Trace
 from .find import model_name
-from .load import LoadedModel, ModelFiles
+from .load import LoadedModel, ModelFiles, expert_counts
 
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
@@ -62,6 +62,32 @@ def profile_text(trace: Trace) -> str:
     return json.dumps(profile, separators=(",", ":"))
 
 
+def check_can_save(name: str, model: str, folder: Path) -> None:
+    """Return when a profile of a model can be written under a name; make the folder for it.
+
+    Raises:
+        OptionError: a name that cannot be one, or the disk refuses.
+    """
+    path = _path_of(check_name(name), model, folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"cannot write {path}: {error.strerror or error}: set MLX_FLASH_CACHE to a folder that "
+            "you may write to."
+        ) from error
+    check_writable(path)
+
+
+def is_there(name: str, model: str, num_experts: Sequence[int], folder: Path) -> str | None:
+    """Return "own" or "shipped" where a profile of a name would be found for a model, else None."""
+    if os.path.isfile(_path_of(check_name(name), model, folder)):
+        return "own"
+    shipped = _shipped(name)
+    fits = os.path.isfile(shipped) and _read(shipped)["num_experts"] == list(num_experts)
+    return "shipped" if fits else None
+
+
 def save_profile(name: str, trace: Trace, folder: Path) -> Path:
     """Write the profile of a trace's model under a name; return the file.
 
@@ -90,16 +116,17 @@ def find_profile(
         OptionError: there is none, or it cannot be a name.
         TraceError: the file is damaged.
     """
-    shipped = resources.files("mlx_flash.assets") / "profiles" / f"{check_name(name)}.json"
-    candidates = [] if folder is None else [_path_of(name, model, folder)]
-    for path in [*candidates, Path(str(shipped))]:
+    candidates = [] if folder is None else [_path_of(check_name(name), model, folder)]
+    for path in [*candidates, _shipped(check_name(name))]:
         if os.path.isfile(path):  # False also where we may not look
             profile = _read(path)
             if profile["num_experts"] == list(num_experts):
                 return list(profile["experts"])
+    text = "" if name in TASKS else " --text FILE"
+    looked = "" if folder is None else f" (it is not in {folder})"
     raise OptionError(
         f"there is no profile {name!r} for {model}: make it with "
-        f"mlx-flash trace MODEL --profile {name} --text FILE."
+        f"mlx-flash trace MODEL --profile {name}{text}{looked}."
     )
 
 
@@ -141,19 +168,22 @@ def get_warmup_experts(
 ) -> Ranking:
     """Return the experts of each streamed layer that a task uses most, most used first.
 
-    `model` is a folder, a Hub id or None for the bundled model. `task` is a profile: one that ships
-    with it, or one that `mlx-flash trace --profile` has left in `folder`.
+    `model` is a folder, a Hub id or None for the bundled model. `task` is a profile: one that
+    `mlx-flash trace --profile` has left in `folder`, or one that ships with us. None is where the
+    command line keeps them: the user's cache folder, or where MLX_FLASH_CACHE says.
 
     Raises:
         OptionError: there is no such profile for that model.
         ModelNotFoundError, FormatError, UnsupportedModelError: as their names say.
     """
     checkpoint = ModelFiles.open(model).checkpoint
-    lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
-    sites = survey(lazy.model, checkpoint, lazy.in_place)
-    num_experts = [site.layout.num_experts for site in sites]
-    where = None if folder is None else Path(folder).expanduser()
-    return find_profile(task, model_name(checkpoint.folder), num_experts, where)
+    where = profile_folder() if folder is None else Path(folder).expanduser()
+    return find_profile(task, model_name(checkpoint.folder), expert_counts(checkpoint), where)
+
+
+def _shipped(name: str) -> Path:
+    """Return the file of a profile that ships with us, which need not be there."""
+    return Path(str(resources.files("mlx_flash.assets") / "profiles" / f"{name}.json"))
 
 
 def _path_of(name: str, model: str, folder: Path) -> Path:

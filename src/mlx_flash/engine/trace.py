@@ -22,6 +22,9 @@ WINDOW_TOKENS = 1024
 """Tokens that a model reads in one go: each window starts with an empty context."""
 
 
+LEAST_TOKENS = 64
+"""Tokens below which what a text asks for is chance."""
+
 Pass = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
 """A forward pass: its domain, experts `[T, L, K]`, weights `[T, L, K]`."""
 
@@ -47,7 +50,9 @@ def read_text(path: Path, domain: str | None = None) -> Text:
             f"{path} is not UTF-8 text (byte {error.start}): convert it first."
         ) from error
     except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise PromptError(
+            f"cannot read {path}: {error.strerror or error}: give a file with text."
+        ) from error
     if not content.strip():
         raise PromptError(f"{path} is empty: give a file with text.")
     return Text(domain or path.stem, content)
@@ -85,6 +90,14 @@ def encode_texts(
             raise PromptError(f"the text of {text.domain} has no tokens: give other text.")
         encoded.append((text.domain, tokens))
     return encoded
+
+
+def check_enough(texts: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Raise PromptError where texts have too few tokens, all together, to learn from."""
+    num_tokens = sum(len(tokens) for _, tokens in texts)
+    if num_tokens < LEAST_TOKENS:
+        found = "1 token" if num_tokens == 1 else f"{num_tokens} tokens"
+        raise PromptError(f"the text is too short ({found}): give {LEAST_TOKENS} tokens or more.")
 
 
 def record(

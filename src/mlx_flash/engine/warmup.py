@@ -13,12 +13,10 @@ from typing import Any
 from ..config import WarmupOptions
 from ..errors import OptionError, UnsupportedModelError
 from ..formats.checkpoint import Checkpoint
-from ..streaming import adapter
 from ..streaming.expert_stream import ExpertStream
-from ..streaming.install import packed_stacks, survey
 from ..streaming.tokens import TokenizerWrapper, follow_tokens
 from .find import model_name
-from .load import LoadedModel
+from .load import LoadedModel, expert_counts
 from .samples import sample_text
 
 WINDOW_TOKENS = 16
@@ -94,11 +92,10 @@ def quarter_of_experts(checkpoint: Checkpoint) -> int:
     Raises:
         UnsupportedModelError: the model has no experts, or mlx-lm cannot load it.
     """
-    lazy = adapter.load_lazily(checkpoint.folder, packed_stacks(checkpoint))
-    sites = survey(lazy.model, checkpoint, lazy.in_place)
-    if not sites:
+    counts = expert_counts(checkpoint)
+    if not counts:
         raise UnsupportedModelError("the model has no experts: there is no cache to warm up.")
-    return max(1, max(site.layout.num_experts for site in sites) // 4)
+    return max(1, max(counts) // 4)
 
 
 def encode_phases(

@@ -165,7 +165,7 @@ def _largest_capacity(need: ModelNeed, limit_bytes: int) -> int:
             f"works is {smallest} bytes ({gigabytes(smallest)}): "
             f"{gigabytes(need.resident_bytes)} of weights that every token needs, "
             f"{gigabytes(need.slot_bytes(1))} for one slot per layer and "
-            f"{gigabytes(need.working_bytes)} to work with, which a shorter context makes less.",
+            f"{gigabytes(need.working_bytes)} to work with.",
             smallest,
         )
     low, high = 1, need.num_experts

@@ -94,18 +94,21 @@ _WORKING_BYTES = 128 * 1024 * 1024  # staging and freed buffers of a model that 
 _PREFETCHED = 0.3  # of missing bytes, read before their layer asks: measured, see the lab log
 
 
+def bytes_with(shape: ModelShape, capacity: int) -> int:
+    """Return the memory that a model takes with so many slots per layer."""
+    fixed = shape.resident_bytes + CONTEXT_TOKENS * shape.kv_bytes_per_token + _WORKING_BYTES
+    return fixed + shape.expert_bytes * (2 + capacity * shape.num_layers)  # 2 of the sweep buffer
+
+
 def fits(shape: ModelShape, memory_bytes: int) -> int:
     """Return the slots per layer that a memory limit holds, at most one per expert.
 
     Raises:
         MemoryPlanError: not even one.
     """
-    fixed = shape.resident_bytes + CONTEXT_TOKENS * shape.kv_bytes_per_token + _WORKING_BYTES
-    per_slot = shape.expert_bytes * shape.num_layers
-    sweep = 2 * shape.expert_bytes
-    capacity = (memory_bytes - fixed - sweep) // per_slot
+    capacity = (memory_bytes - bytes_with(shape, 0)) // (shape.expert_bytes * shape.num_layers)
     if capacity < 1:
-        needed = fixed + sweep + per_slot
+        needed = bytes_with(shape, 1)
         raise MemoryPlanError(
             f"{shape.name} needs {gigabytes(needed)} at least: {gigabytes(memory_bytes)} cannot "
             "hold what every token needs and one expert per layer.",

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TraceError
+from ..folders import check_writable
 from .trace import Routing, Trace, joined
 
 _MAGIC = "mlx-flash-trace"
+_BEGINNING = b'{"format":"mlx-flash-trace"'
 _VERSION = 1
 _MAX_LINE_BYTES = 1024 * 1024
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024
@@ -29,6 +31,7 @@ _MAX_TRACE_BYTES = 2 * 1024**3  # of a file as arrays: 1.4 million tokens of 48 
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_TOP_K, _MAX_NAME = 4096, 65536, 256, 1024
 _MAX_TABLE = 2**20  # layers times experts: of what large models have, some 50 times
 _MAX_EXPERT_BYTES = 2**40
+_MAX_STEP = 10**7  # tokens of a forward pass
 
 
 class TraceWriter:
@@ -112,12 +115,9 @@ class TraceWriter:
     def _check_header(self) -> None:
         """Look whose trace it is; cut off a block that was not finished."""
         with self._path.open("rb") as file:
-            routing = _read_header(file, self._path)
-            if not routing.same_shape(self._routing) or routing.model != self._routing.model:
-                raise TraceError(
-                    f"{self._path} is a trace of {routing.model}: give another file for a trace of "
-                    f"{self._routing.model}."
-                )
+            routing = _read_header_to_append(file, self._path, self._routing.model)
+            if not routing.same_shape(self._routing):
+                raise _of_another(self._path, routing, self._routing.model)
             end = file.tell()
             for _ in _read_blocks(file, routing, self._path):
                 end = file.tell()
@@ -125,9 +125,24 @@ class TraceWriter:
         self._file.seek(end)
 
 
-def read_trace(path: str | Path) -> Trace:
+def check_can_append(path: Path, model: str) -> None:
+    """Return when a trace of a model can be written to a file, or goes on there. Changes nothing.
+
+    Raises:
+        TraceError, OptionError: the file is no trace or one of another model, or cannot be written.
+    """
+    check_writable(path)
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            _read_header_to_append(file, path, model)
+
+
+def read_trace(
+    path: str | Path, on_cut: Callable[[int | None], None] = lambda tokens: None
+) -> Trace:
     """Return the trace in a file; a last block that was not finished is left out.
 
+    `on_cut` is called when there is one, with its number of tokens, None where that is cut off too.
     All of it is read into memory, up to 2 GiB.
 
     Raises:
@@ -135,11 +150,12 @@ def read_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     blocks: list[Trace] = []
+    cut: list[int | None] = []
     num_bytes = 0
     try:
         with path.open("rb") as file:
             routing = _read_header(file, path)
-            for block in _read_blocks(file, routing, path):
+            for block in _read_blocks(file, routing, path, cut.append):
                 num_bytes += block.experts.nbytes + block.weights.nbytes
                 if num_bytes > _MAX_TRACE_BYTES:
                     raise TraceError(
@@ -148,7 +164,13 @@ def read_trace(path: str | Path) -> Trace:
                     )
                 blocks.append(block)
     except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise TraceError(
+            f"cannot read {path}: {error.strerror or error}: record it with mlx-flash trace."
+        ) from error
+    if cut and not blocks:
+        raise TraceError(f"{path} was cut off within its first tokens: record it again.")
+    if cut:
+        on_cut(cut[0])
     if not blocks:
         raise TraceError(f"{path} holds no tokens: record some with mlx-flash trace.")
     return joined(blocks)
@@ -157,6 +179,25 @@ def read_trace(path: str | Path) -> Trace:
 def _open_to_append(path: Path) -> FileIO:
     """Open a file to write without a buffer, made when it is not there, its content left alone."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+
+
+def _read_header_to_append(file: BinaryIO, path: Path, model: str) -> Routing:
+    """Return what a file is a trace of, which must be of a model of that name."""
+    try:
+        routing = _read_header(file, path)
+    except TraceError as error:
+        raise TraceError(
+            f"{path} is there and is no routing trace to go on with: give another output file."
+        ) from error
+    if routing.model != model:
+        raise _of_another(path, routing, model)
+    return routing
+
+
+def _of_another(path: Path, routing: Routing, model: str) -> TraceError:
+    return TraceError(
+        f"{path} is a trace of {routing.model}: give another file for a trace of {model}."
+    )
 
 
 def _header_of(routing: Routing) -> bytes:
@@ -206,11 +247,14 @@ def _read_header(file: BinaryIO, path: Path) -> Routing:
     Raises:
         TraceError: it is no trace, or of a version that is not known.
     """
-    header = _parsed(file.readline(_MAX_LINE_BYTES))
+    line = file.readline(_MAX_LINE_BYTES)
+    header = _parsed(line)
+    if line.startswith(_BEGINNING) and not line.endswith(b"\n"):
+        raise TraceError(f"{path} was cut off within its first line: record it again.")
     if header.get("format") != _MAGIC:
         raise TraceError(f"{path} is no routing trace: record one with mlx-flash trace.")
     if header.get("version") != _VERSION:
-        raise TraceError(f"{path} is a trace of a version that this one does not read.")
+        raise TraceError(f"{path} is a trace of another version of mlx-flash: record it again.")
     model, top_k = header.get("model"), header.get("top_k")
     experts = _counts(header.get("num_experts"), _MAX_EXPERTS)
     sizes = _counts(header.get("expert_bytes"), _MAX_EXPERT_BYTES)
@@ -218,12 +262,19 @@ def _read_header(file: BinaryIO, path: Path) -> Routing:
     sound = sound and len(experts) * max(experts) <= _MAX_TABLE
     sound = sound and _is_count(top_k, min(_MAX_TOP_K, *experts))
     if not sound or not isinstance(model, str) or len(model) > _MAX_NAME:
-        raise TraceError(f"{path} is damaged: its first line makes no sense.")
+        raise TraceError(f"{path} is damaged: its first line makes no sense: record it again.")
     return Routing(model, experts, sizes, int(header["top_k"]))
 
 
-def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace]:
+def _read_blocks(
+    file: BinaryIO,
+    routing: Routing,
+    path: Path,
+    on_cut: Callable[[int | None], None] = lambda tokens: None,
+) -> Iterator[Trace]:
     """Yield the blocks of a trace; one that the end of the file cuts off is left out.
+
+    `on_cut` is called for it, with its tokens where its line is there.
 
     Raises:
         TraceError: a block is damaged.
@@ -232,11 +283,11 @@ def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace
     while file.tell() < size:
         line = file.readline(_MAX_LINE_BYTES)
         if file.tell() >= size and not line.endswith(b"\n") and line.isascii():
-            return  # cut off within the line
+            return on_cut(None)  # within the line
         header, block = _parsed(line), None
         if _is_whole(header) and _is_count(header.get("bytes"), _MAX_BLOCK_BYTES):
             if file.tell() + header["bytes"] > size:
-                return
+                return on_cut(_num_tokens(header))
             block = _read_block(file, header, routing)
         if block is None:
             raise TraceError(f"{path} is damaged: record it again.")
@@ -246,12 +297,12 @@ def _read_blocks(file: BinaryIO, routing: Routing, path: Path) -> Iterator[Trace
 def _read_block(file: BinaryIO, header: dict[str, Any], routing: Routing) -> Trace | None:
     """Return a block, or None where it is not what its header says."""
     packed = file.read(header["bytes"])
-    steps, domain = header.get("steps"), header.get("domain")
+    domain, num_tokens = header.get("domain"), _num_tokens(header)
     if zlib.crc32(packed) != header.get("crc32") or not isinstance(domain, str):
         return None
-    if not isinstance(steps, list) or not all(_is_count(step, 10**7) for step in steps):
+    if num_tokens is None:
         return None
-    shape = (sum(steps), len(routing.num_experts), routing.top_k)
+    shape = (num_tokens, len(routing.num_experts), routing.top_k)
     size = 2 * math.prod(shape)
     if not 0 < 2 * size <= _MAX_BLOCK_BYTES:
         return None
@@ -266,7 +317,9 @@ def _read_block(file: BinaryIO, header: dict[str, Any], routing: Routing) -> Tra
     weights = np.frombuffer(raw, "<f2", math.prod(shape), size).reshape(shape)
     if (experts >= np.array(routing.num_experts)[:, None]).any():
         return None
-    return Trace(routing, experts, weights, np.array(steps, np.int64), ((domain, shape[0]),))
+    return Trace(
+        routing, experts, weights, np.array(header["steps"], np.int64), ((domain, shape[0]),)
+    )
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -285,6 +338,14 @@ def _is_whole(header: dict[str, Any]) -> bool:
         return header.get("line_crc32") == zlib.crc32(_json_of(said))
     except RecursionError:
         return False
+
+
+def _num_tokens(header: dict[str, Any]) -> int | None:
+    """Return the tokens of the block behind a line, None where it does not say."""
+    steps = header.get("steps")
+    if not isinstance(steps, list) or not all(_is_count(step, _MAX_STEP) for step in steps):
+        return None
+    return sum(steps)
 
 
 def _counts(values: Any, largest: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from ...engine.load import LoadedModel, ModelFiles, load_model
 from ...engine.profiles import find_profile, load_experts
 from ...engine.prompt_store import PromptStore
 from ...engine.sampling import SamplingOptions
-from ...errors import UnsupportedModelError
+from ...errors import MemoryPlanError, UnsupportedModelError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
@@ -59,20 +59,23 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
     files = ModelFiles.open(options.model)
     context = _context_tokens(options, files)
     kv_tokens = -(-(context + 1) // KV_STEP) * KV_STEP
-    loaded = load_model(
-        files.checkpoint,
-        limit,
-        cache_options,
-        context_tokens=context,
-        kv_tokens=kv_tokens,
-        kv_bits=options.kv_bits,
-        kernel_options=KernelOptions(kernels=options.kernels),
-        read_options=ReadOptions(
-            direct=ReadOptions.direct_by(options.reader), prefetch=options.prefetch
-        ),
-        always_stream=options.trace is not None,
-        on_compile=_once(notice, "preparing CPU kernels (compiled once per machine)"),
-    )
+    try:
+        loaded = load_model(
+            files.checkpoint,
+            limit,
+            cache_options,
+            context_tokens=context,
+            kv_tokens=kv_tokens,
+            kv_bits=options.kv_bits,
+            kernel_options=KernelOptions(kernels=options.kernels),
+            read_options=ReadOptions(
+                direct=ReadOptions.direct_by(options.reader), prefetch=options.prefetch
+            ),
+            always_stream=options.trace is not None,
+            on_compile=_once(notice, "preparing CPU kernels (compiled once per machine)"),
+        )
+    except MemoryPlanError as error:
+        raise error.advised("A smaller --max-context takes less.") from error
     name = model_name(files.checkpoint.folder)
     if options.profile is not None:
         _read_profile(loaded, name, options)
@@ -101,7 +104,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         limits,
         store,
         _sampling(options, files.checkpoint.folder),
-        _remarks(loaded, card),
+        _remarks(loaded, card, options.profile),
     )
 
 
@@ -164,10 +167,12 @@ def _sampling(options: WorkerOptions, folder: Path) -> SamplingOptions:
     )
 
 
-def _remarks(loaded: LoadedModel, card: ModelCard) -> list[str]:
+def _remarks(loaded: LoadedModel, card: ModelCard, profile: str | None) -> list[str]:
     remarks = [loaded.kernels.why] if loaded.kernels.why else []
     if loaded.plan.why_resident:
-        remarks.append(f"running resident, nothing is streamed: {loaded.plan.why_resident}.")
+        unused = ", and --profile not used" if profile else ""
+        why = loaded.plan.why_resident
+        remarks.append(f"running resident, nothing is streamed{unused}: {why}.")
     trained = card.trained_context_tokens
     if trained and card.context_tokens > trained:
         remarks.append(

@@ -1,8 +1,11 @@
-"""Where the command line keeps what it may lose: the one place that decides it."""
+"""Where MLX-Flash keeps what it may lose: the one place that decides it, by the environment too."""
 
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+from .errors import OptionError
 
 _OVERRIDE = "MLX_FLASH_CACHE"
 
@@ -45,6 +48,23 @@ def browse_record() -> Path | None:
         return _cache_folder() / "hub-models.json"
     except RuntimeError:
         return None
+
+
+def check_writable(path: Path) -> None:
+    """Return when a file can be written, made or replaced; leave everything as it is.
+
+    Raises:
+        OptionError: it is a folder, or its folder is not there or refuses.
+    """
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OptionError(
+            f"cannot write {path}: {error.strerror or error}: give another place."
+        ) from error
 
 
 def _cache_folder() -> Path:
