@@ -8,6 +8,7 @@ for 501, which says that something is not there.
 
 import collections
 import concurrent.futures
+import copy
 import json
 import random
 import socket
@@ -71,10 +72,12 @@ def mutated(rng: random.Random, body: Any) -> Any:
             if rng.random() < 0.15:
                 del holder[key]
             else:
-                holder[key] = rng.choice(ODD)
+                holder[key] = copy.deepcopy(rng.choice(ODD))
             break
     if rng.random() < 0.3:
-        body[rng.choice(("stream", "model", "tool_choice", "top_p", "x" * 100))] = rng.choice(ODD)
+        body[rng.choice(("stream", "model", "tool_choice", "top_p", "x" * 100))] = copy.deepcopy(
+            rng.choice(ODD)
+        )
     return body
 
 
