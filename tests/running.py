@@ -85,7 +85,8 @@ class RunningServer:
         """Yield a socket on which a request was sent and nothing was read."""
         content = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
         ).encode()
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(head + content)

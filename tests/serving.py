@@ -153,12 +153,11 @@ class FakeBackend:
         return Counted(0, len(str(prompt)))
 
     async def tokenize(self, prompt: Prompt, add_special: bool = False) -> Tokenized:
-        assert not isinstance(prompt, ChatPrompt)
-        data = getattr(prompt, "text", "").encode()
+        data = str(getattr(prompt, "text", prompt)).encode("utf-8", "replace")
         return Tokenized(0, list(data), [bytes([one]) for one in data])
 
     async def detokenize(self, tokens: list[int]) -> Rendered:
-        return Rendered(0, bytes(tokens).decode())
+        return Rendered(0, bytes(token % 128 for token in tokens).decode())
 
     async def render(self, prompt: ChatPrompt) -> Rendered:
         return Rendered(0, "\n".join(f"{m['role']}: {m['content']}" for m in prompt.messages))

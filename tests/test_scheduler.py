@@ -82,9 +82,11 @@ class Desk:
         )
         self.listener = Listener(served, self, self.told.extend)
         self.most_running = 0
+        self.answers: dict[int, Answering] = {}
 
     def put(self, message: Any) -> None:
         if isinstance(message, Answering):
+            self.answers[message.key] = message
             self.scheduler.add(message)
         elif isinstance(message, Cancel):
             self.scheduler.cancel(message.request)
@@ -283,6 +285,16 @@ def test_an_answer_ends_where_the_context_does(served: Served) -> None:
             "invalid",
             "nonsense",
         ),
+        (
+            {
+                "prompt": ChatPrompt(
+                    messages=[{"role": "user", "content": "a"}],
+                    template_options={"chat_template": "{{ 1 }}"},
+                )
+            },
+            "invalid",
+            "chat_template",
+        ),
         ({"prompt": TextPrompt(text="a"), "tool_choice": "=no"}, "invalid", "no tool 'no'"),
     ],
 )
@@ -295,6 +307,17 @@ def test_a_request_that_cannot_be_answered_is_refused(
     assert failed.kind == kind
     assert why in failed.message
     assert desk.scheduler.idle
+
+
+def test_a_completion_goes_on_where_the_text_ends(served: Served) -> None:
+    desk = Desk(served)
+    text = "import os\n\ndef f(path):\n    return os.path"
+    desk.listener.take(Generate(request=1, prompt=TextPrompt(text=text), max_tokens=8))
+    desk.listener.take(Generate(request=2, prompt=TextPrompt(text="for i in"), max_tokens=1))
+    desk.run()
+    drawn = list(desk.answers[1].tokens)
+    assert text + desk.text(1) == served.tokenizer.decode(drawn)
+    assert desk.text(2).startswith(" ")
 
 
 def test_a_prompt_of_nothing_is_answered(served: Served) -> None:

@@ -81,10 +81,14 @@ class ReplyText:
         tools: Sequence[dict[str, Any]] = (),
         plain: bool = False,
         reasoning_first: bool = False,
+        after: int | None = None,
     ) -> None:
-        """`tools` are those that may be called; `plain` takes marks for text like any other."""
+        """`tools` are those that may be called; `plain` takes marks for text like any other.
+
+        The text goes on from the token `after`, whose spaces are then kept; else it begins anew.
+        """
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer
+        self._detokenizer = _continued(tokenizer, after)
         self._stops = StopTexts(stops)
         self._tools = list(tools)
         self._call = ""
@@ -151,6 +155,18 @@ class ReplyText:
             yield Said("text", f"{mark}{text}{end}")
             return
         yield from calls
+
+
+def _continued(tokenizer: TokenizerWrapper, after: int | None) -> Any:
+    """Return a detokenizer that has passed a token on already.
+
+    One that holds the token back, as it does half a character, begins anew.
+    """
+    detokenizer = tokenizer.detokenizer
+    if after is None:
+        return detokenizer
+    detokenizer.add_token(after)
+    return detokenizer if detokenizer.last_segment else tokenizer.detokenizer
 
 
 def _parsed(

@@ -63,13 +63,19 @@ class WorkerEnd:
 
     def received(self) -> Iterator[ToWorker]:
         """Yield what the gateway says, until it goes."""
-        with self._socket.makefile("rb") as stream:
-            while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
-                length = _LENGTH.unpack(head)[0]
-                body = stream.read(length)
-                if len(body) < length:
-                    return
-                yield _to_worker.decode(body)
+        while (head := self._exactly(_LENGTH.size)) is not None:
+            body = self._exactly(_LENGTH.unpack(head)[0])
+            if body is None:
+                return
+            yield _to_worker.decode(body)
+
+    def _exactly(self, length: int) -> bytes | None:
+        """Return so many bytes; None when the gateway has gone, killed in mid-sentence or not."""
+        try:
+            data = self._socket.recv(length, socket.MSG_WAITALL)
+        except OSError:
+            return None
+        return data if len(data) == length else None
 
 
 class GatewayEnd:

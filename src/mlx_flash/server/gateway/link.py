@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+import msgspec
+
 from ..channel import framed
 from ..messages import (
     Accepted,
@@ -47,6 +49,7 @@ _log = logging.getLogger(__name__)
 _ASK_S = 60.0
 _SILENCE_S = 120.0  # a worker reports twice a second, whatever it computes
 _BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)  # before another worker, by how many died in a row
+_GIVE_UP_AFTER = 3
 _ATTEMPTS = 2  # a request that was on two workers when they died does not get a third
 
 State = Literal["loading", "ready", "failed", "stopping"]
@@ -192,46 +195,56 @@ class WorkerLink:
         self._fail_all("the server is stopping: ask again later.")
 
     async def _keep_running(self) -> None:
-        died = 0
+        died = 0  # in a row, without having been ready
         while not self._stopping:
             await asyncio.sleep(_BACK_OFF_S[min(died, len(_BACK_OFF_S) - 1)])
-            if not self._stopping:
-                self.state, self.snapshot = "loading", None
-                self.reports.clear()
-            self._process = process = await WorkerProcess.start(self._worker_options, self._command)
-            self._started_s = time.monotonic()
-            try:
-                was_ready = await self._listen(process)
-            finally:
-                self._process = None
-                how = await process.end()
+            was_ready, how = await self._run_worker()
             if self._stopping:
                 return
-            if self.failure is not None and (self.failure.users_fault or died >= 2):
-                # loading it again would end in the same way
-                self.state = "failed"
-                self.loaded.set()
-                self._fail_all(f"the model cannot be loaded: {self.failure.message}")
-                return
-            died = 1 if was_ready else died + 1
+            self.state, self.snapshot = "loading", None
+            self.reports.clear()
             self.restarts += 1
-            self._notice(f"the worker died ({how}): starting another.")
             self._recover()
+            died = 0 if was_ready else died + 1
+            if self.card is None and self._is_hopeless(died, how):
+                return
+            self._notice(f"the worker died ({how}): starting another.")
 
-    async def _listen(self, process: WorkerProcess) -> bool:
-        """Hand out what the worker says until it ends; return whether it was ever ready."""
+    async def _run_worker(self) -> tuple[bool, str]:
+        """Start a worker and hear it out; return whether it was ever ready, and how it ended."""
+        self._process = process = await WorkerProcess.start(self._worker_options, self._command)
+        self._started_s = time.monotonic()
         was_ready = False
-        while True:
-            try:
-                messages = await asyncio.wait_for(process.channel.receive(), _SILENCE_S)
-            except asyncio.TimeoutError:
-                self._notice(f"the worker has been silent for {_SILENCE_S:.0f} s: ending it.")
-                return was_ready
-            if messages is None:
-                return was_ready
-            for message in messages:
-                was_ready = was_ready or isinstance(message, Ready)
-                self._take(message)
+        try:
+            while messages := await self._next_messages(process):
+                for message in messages:
+                    was_ready = was_ready or isinstance(message, Ready)
+                    self._take(message)
+        except msgspec.MsgspecError as error:
+            self._notice(f"the worker says what makes no sense: {error}.")
+        finally:
+            self._process = None
+            how = await process.end()
+        return was_ready, how
+
+    async def _next_messages(self, process: WorkerProcess) -> list[FromWorker] | None:
+        try:
+            return await asyncio.wait_for(process.channel.receive(), _SILENCE_S)
+        except asyncio.TimeoutError:
+            self._notice(f"the worker has been silent for {_SILENCE_S:.0f} s: ending it.")
+            return None
+
+    def _is_hopeless(self, died: int, how: str) -> bool:
+        """Give up on a model that was never loaded, when trying again would end in the same way."""
+        if died >= _GIVE_UP_AFTER and self.failure is None:
+            why = f"the worker died {died} times while it loaded the model ({how}); if memory was "
+            self.failure = LoadFailed(f"{why}out, give --memory.", False)
+        if self.failure is None or not (self.failure.users_fault or died >= _GIVE_UP_AFTER):
+            return False
+        self.state = "failed"
+        self._fail_all(f"the model cannot be loaded: {self.failure.message}")
+        self.loaded.set()
+        return True
 
     def _take(self, message: FromWorker) -> None:
         """Do what one message of the worker asks for."""

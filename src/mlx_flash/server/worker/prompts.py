@@ -17,6 +17,17 @@ _FILL_IN = (
 """How families mark what comes before, after, and is to be filled in."""
 
 
+_OURS = frozenset(
+    (
+        *("chat_template", "conversation", "messages", "tools", "documents", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"),
+        *("return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+        *("tokenizer_kwargs", "processor_kwargs"),
+    )
+)
+"""What a request may not tell a template: another template would be code from outside."""
+
+
 class ContextError(PromptError):
     """Raised when a prompt leaves no room for an answer in the context."""
 
@@ -35,6 +46,8 @@ class Prompts:
         Raises:
             PromptError: the template refuses it.
         """
+        if ours := _OURS.intersection(prompt.template_options):
+            raise PromptError(f"{min(ours)} is no option of a template: leave it out.")
         if not self._tokenizer.has_chat_template:
             return _without_template(prompt)
         try:

@@ -129,13 +129,15 @@ class Worker:
 
         When it goes, also while the model is being loaded, end: nobody is left to answer to.
         """
-        for message in self._end.received():
-            assert self._listener is not None, "asked before it was ready"
-            self._listener.take(message)
-        self._stopping = True
-        self._inbox.put(Stop())
-        time.sleep(_GRACE_S)
-        os._exit(1)
+        try:
+            for message in self._end.received():
+                assert self._listener is not None, "asked before it was ready"
+                self._listener.take(message)
+        finally:  # whatever happens: a worker that hears nobody must not stay
+            self._stopping = True
+            self._inbox.put(Stop())
+            time.sleep(_GRACE_S)
+            os._exit(1)
 
     def _report(self, reporter: Reporter) -> None:
         while True:
@@ -235,6 +237,7 @@ class Listener:
                 tools,
                 plain=not isinstance(prompt, ChatPrompt),
                 reasoning_first=reasoning,
+                after=None if isinstance(prompt, ChatPrompt) else tokens[-1],
             ),
             draw=make_draw(sampling, served.vocabulary),
             processors=processors,

@@ -28,7 +28,7 @@ from .state import ERRORS, card_of
 router = APIRouter()
 
 _LEAST_LOGPROB = -9999.0
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 
 class Completion(BaseModel):

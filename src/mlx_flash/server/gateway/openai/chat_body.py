@@ -2,13 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StrictBool, WithJsonSchema
+from pydantic import ConfigDict, Field, JsonValue, StrictBool, WithJsonSchema
 
 from .fields import AnswerFields, Body, Integral, Limit
 
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {}}, {"type": "null"}]}
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
 _CHOICE = {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}
+_CONVERSATIONS: list[JsonValue] = [
+    {"required": ["messages"], "properties": {"messages": {"type": "array", "minItems": 1}}},
+    {"required": ["input"], "properties": {"input": {"type": ["string", "array"]}}},
+]
 
 Content = Annotated[Any, WithJsonSchema(_CONTENT)]
 """Text, or a list of parts that are text."""
@@ -85,9 +89,7 @@ class ChatBody(AnswerFields):
     sends it here.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={"anyOf": [{"required": ["messages"]}, {"required": ["input"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"anyOf": _CONVERSATIONS})
 
     messages: list[ChatMessage] | None = None
     input: Annotated[Any, WithJsonSchema(_CONTENT)] = None

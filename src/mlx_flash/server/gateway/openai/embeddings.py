@@ -5,12 +5,11 @@ from typing import NoReturn
 from fastapi import APIRouter
 
 from ..backend import RequestError
-from .replies import ERRORS
 
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", status_code=501, response_model=None, responses=ERRORS)
+@router.post("/v1/embeddings", include_in_schema=False, response_model=None)
 @router.post("/embeddings", include_in_schema=False, response_model=None)
 async def embeddings() -> NoReturn:
     """Say that there are none."""

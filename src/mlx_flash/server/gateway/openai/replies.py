@@ -217,6 +217,6 @@ def streamed_or(reply: type[Reply], chunk: type[Reply]) -> dict[int | str, dict[
     answer = {
         "model": reply,
         "description": f"A {reply.__name__}; with `stream`, events that are {chunk.__name__}s.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
     return {200: answer, **ERRORS}

@@ -32,7 +32,7 @@ _STREAM: _Docs = {
     200: {
         "model": ResponseObject,
         "description": "The response, or with `stream` the events that it is made by.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }
 
