@@ -76,7 +76,7 @@ FIRST = Snapshot(
 def later(before: Snapshot, seconds: float, chance: random.Random) -> Snapshot:
     """Return what a worker would report some seconds later."""
     now = before.time_s + seconds
-    busy = 0.6 + 0.4 * math.sin(now / 17)
+    busy = max(0.0, 0.45 + 0.55 * math.sin(now / 17))
     layers, asks, hits = [], 0, 0
     for number, layer in enumerate(before.layers):
         likely = 0.66 + 0.3 * (number / LAYERS) ** 0.6 + 0.06 * math.sin(now / 23 + number / 5)

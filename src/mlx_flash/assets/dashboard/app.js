@@ -17,7 +17,7 @@ const STATES = {
 const PARTS = [
   ["resident", "Resident weights", "resident_bytes"],
   ["slots", "Slots for experts", "slot_bytes"],
-  ["kv", "KV cache of running requests", "kv_bytes"],
+  ["kv", "KV cache in use", "kv_bytes"],
   ["remembered", "Remembered prompts", "remembered_bytes"],
   ["other", "Computing", "other_bytes"],
   ["free", "Free", "free_bytes"],

@@ -13,32 +13,30 @@ export function recent(points) {
   return points.filter((point) => point.time_s > end - SPAN_S);
 }
 
-/** Draw one value of the points as a line from two minutes ago to now; `top` is its height. */
+/** Draw one value of the points from two minutes ago to now; the line has gaps where it is null. */
 export function drawLine(svg, points, value, top, label) {
   const end = points.length ? points[points.length - 1].time_s : 0;
-  const known = points.filter((point) => value(point) !== null);
-  const highest = Math.max(top || 0, ...known.map(value)) || 1;
-  const places = known.map((point) => {
-    const x = 100 - ((end - point.time_s) / SPAN_S) * 100;
-    return `${x.toFixed(2)},${(40 - (value(point) / highest) * 38).toFixed(2)}`;
-  });
+  const highest = Math.max(top, ...points.map(value)) || 1; // null counts as 0
+  const runs = [[]];
+  for (const point of points) {
+    const x = (100 - ((end - point.time_s) / SPAN_S) * 100).toFixed(2);
+    if (value(point) === null) runs.push([]);
+    else runs[runs.length - 1].push([x, (40 - (value(point) / highest) * 38).toFixed(2)]);
+  }
+  const shape = (name, attributes) => {
+    const element = document.createElementNS(svg.namespaceURI, name);
+    for (const [key, one] of Object.entries(attributes)) element.setAttribute(key, one);
+    return element;
+  };
   svg.setAttribute("viewBox", "0 0 100 40");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-label", label);
-  const shape = (name, attributes) => {
-    const element = document.createElementNS(svg.namespaceURI, name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    return element;
-  };
-  const base = shape("line", { x1: 0, x2: 100, y1: 40, y2: 40 });
-  if (places.length < 2) {
-    svg.replaceChildren(base);
-    return;
+  svg.replaceChildren(shape("line", { x1: 0, x2: 100, y1: 40, y2: 40 }));
+  for (const run of runs.filter((one) => one.length > 1)) {
+    const places = run.join(" ");
+    svg.append(shape("path", { d: `M${run[0][0]},40 L${places} L${run[run.length - 1][0]},40 Z` }));
+    svg.append(shape("polyline", { points: places }));
   }
-  const first = places[0].split(",")[0];
-  const last = places[places.length - 1].split(",")[0];
-  const area = shape("path", { d: `M${first},40 L${places.join(" L")} L${last},40 Z` });
-  svg.replaceChildren(base, area, shape("polyline", { points: places.join(" ") }));
 }
 
 /** Draw parts, `{kind, bytes}`, as shares of a bar. */
