@@ -8,7 +8,7 @@ whose experts cannot be read are lost.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
@@ -43,6 +43,47 @@ class Left:
 
     tokens: list[int]
     cache: list[Any]
+
+
+class PromptBegun(Protocol):
+    """A prompt that is computed part by part: `Prefill`, or what stands for it."""
+
+    key: int
+    done: int
+    total: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether only the last token is left."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of prompt cache."""
+
+    def step(self, num_tokens: int) -> None:
+        """Compute the next tokens, the last one never."""
+
+    def leave(self) -> Left:
+        """Return what was computed so far."""
+
+
+class Sequences(Protocol):
+    """Sequences that are being generated: `Batch`, or what stands for it."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of prompt cache of all sequences."""
+
+    def join(self, prefill: Any) -> None:
+        """Take in a sequence whose prompt is `ready`."""
+
+    def step(self) -> "list[Drawn | Broken]":
+        """Draw a token for each sequence."""
+
+    def leave(self, key: int) -> Left:
+        """Remove a sequence and return what it leaves behind."""
 
 
 def can_batch(model: Any) -> bool:

@@ -11,11 +11,10 @@ from ...engine.load import LoadedModel, ModelFiles, load_model
 from ...engine.profiles import find_profile, load_experts
 from ...engine.prompt_store import PromptStore
 from ...engine.sampling import SamplingOptions
-from ...errors import MemoryPlanError, UnsupportedModelError
+from ...errors import MemoryPlanError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
-from .batch import can_batch
 from .report import card_of
 from .scheduler import KV_STEP, Limits
 
@@ -79,8 +78,6 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
     name = model_name(files.checkpoint.folder)
     if options.profile is not None:
         _read_profile(loaded, name, options)
-    if not can_batch(loaded.model):
-        raise UnsupportedModelError(f"{name} keeps a prompt cache that cannot be served yet.")
     token_bytes = max(1, loaded.plan.kv_bytes // kv_tokens)
     limits = Limits(
         max_batch=options.max_batch,

@@ -13,7 +13,18 @@ from ...engine.prompt_store import PromptStore
 from ...errors import MLXFlashError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import Event, Failed, FailureKind, Piece, Prefilled, Started, TokenLogprob
-from .batch import Batch, Broken, Drawn, Left, Prefill, prompt_logprobs
+from .batch import (
+    Batch,
+    Broken,
+    Drawn,
+    Left,
+    Prefill,
+    PromptBegun,
+    Sequences,
+    can_batch,
+    prompt_logprobs,
+)
+from .one_by_one import OneByOne, SoloPrefill
 from .sequence import Answering, token_logprob
 
 _log = logging.getLogger(__name__)
@@ -64,9 +75,11 @@ class Scheduler:
         self._send = send
         self._waiting: deque[Answering] = deque()
         self._running: dict[int, Answering] = {}
-        self._prefill: tuple[Answering, Prefill] | None = None
+        self._prefill: tuple[Answering, PromptBegun] | None = None
         self._scoring: tuple[Answering, Iterator[list[Event]]] | None = None
-        self._batch = Batch(model)
+        together = can_batch(model)
+        self._begin_prompt: Callable[..., PromptBegun] = Prefill if together else SoloPrefill
+        self._batch: Sequences = Batch(model) if together else OneByOne(model)
         self._unsaved_since: float | None = None
         self.prompt_tokens = 0
         self.prefilled_tokens = 0
@@ -204,7 +217,7 @@ class Scheduler:
             return [Started(answering.key, 0)]
         first = answering.begun_s is None or answering.wanted.echo
         found = self._store.find(answering.tokens)
-        prefill = Prefill(
+        prefill = self._begin_prompt(
             self._model,
             answering.key,
             answering.tokens,
@@ -222,7 +235,7 @@ class Scheduler:
         self.cached_tokens += prefill.done
         return [] if answering.wanted.echo else [Started(answering.key, prefill.done)]
 
-    def _compute(self, answering: Answering, prefill: Prefill) -> list[Event]:
+    def _compute(self, answering: Answering, prefill: PromptBegun) -> list[Event]:
         """Compute the next part of a prompt, or its end."""
         if prefill.ready:
             self._batch.join(prefill)
