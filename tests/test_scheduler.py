@@ -178,6 +178,18 @@ def test_a_prompt_is_cancelled_while_it_is_computed(served: Served) -> None:
     assert not desk.of(2, Finished)
 
 
+def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None:
+    heard: list[str] = []
+
+    class Inbox:
+        def put(self, message: Answering) -> None:
+            heard.append("put")
+
+    listener = Listener(served, Inbox(), lambda told: heard.append(type(told[0]).__name__))
+    listener.take(Generate(request=1, prompt=TextPrompt(text="import os")))
+    assert heard == ["Accepted", "put"]
+
+
 def test_a_failed_read_in_a_prompt_ends_that_answer_alone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
