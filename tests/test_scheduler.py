@@ -178,6 +178,16 @@ def test_a_prompt_is_cancelled_while_it_is_computed(served: Served) -> None:
     assert not desk.of(2, Finished)
 
 
+def test_a_prompt_is_cancelled_before_anything_of_it_is_computed(served: Served) -> None:
+    desk = Desk(served)
+    desk.ask(1, QUESTIONS[3], max_tokens=8)
+    desk.run(steps=1)
+    assert desk.of(1, Started)
+    desk.listener.take(Cancel(1))
+    assert desk.scheduler.idle
+    assert desk.scheduler.remembered_bytes == 0
+
+
 def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None:
     heard: list[str] = []
 

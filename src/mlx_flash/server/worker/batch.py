@@ -99,8 +99,9 @@ class Prefill:
         return sum(int(entry.nbytes) for entry in self._batch.prompt_cache)
 
     def leave(self) -> Left:
-        """Return what was computed so far."""
-        return Left(list(self._batch.tokens[0]), self._batch.extract_cache(0))
+        """Return what was computed so far; a cache that holds nothing cannot be taken out."""
+        tokens = list(self._batch.tokens[0])
+        return Left(tokens, self._batch.extract_cache(0) if tokens else [])
 
     def generation(self) -> GenerationBatch:
         """Compute the last token of the prompt; return the batch of one that goes on from it."""
