@@ -232,7 +232,7 @@ class Scheduler:
         limits, done = self._limits, prefill.done
         prefill.step(limits.shared_step if self._running else limits.prefill_step)
         self.prefilled_tokens += prefill.done - done
-        if prefill.ready and not self._store.trims:
+        if prefill.ready and not self._store.trims(prefill.total + answering.max_tokens):
             self._keep(prefill.leave())
         return [Prefilled(answering.key, prefill.done, prefill.total)]
 
