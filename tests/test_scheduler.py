@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlx_flash.engine.reply_text import ReplyText
 from mlx_flash.errors import ExpertReadError
 from mlx_flash.server.messages import (
     Cancel,
@@ -198,6 +199,27 @@ def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None
     listener = Listener(served, Inbox(), lambda told: heard.append(type(told[0]).__name__))
     listener.take(Generate(request=1, prompt=TextPrompt(text="import os")))
     assert heard == ["Accepted", "put"]
+
+
+def test_an_answer_that_cannot_be_read_ends_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(served, QUESTIONS[0], max_tokens=30)
+    desk = Desk(served)
+    for number in (0, 1):
+        desk.ask(number, QUESTIONS[number], max_tokens=30)
+    add = ReplyText.add
+
+    def failing(reply: ReplyText, token: int) -> Any:
+        if reply is desk.answers[1].reply:
+            raise IndexError("a token that the tokenizer does not have")
+        return add(reply, token)
+
+    monkeypatch.setattr(ReplyText, "add", failing)
+    desk.run()
+    assert [failed.kind for failed in desk.of(1, Failed)] == ["internal"]
+    assert desk.text(0) == expected
+    assert desk.scheduler.idle
 
 
 def test_a_failed_read_in_a_prompt_ends_that_answer_alone(

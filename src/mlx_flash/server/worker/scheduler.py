@@ -140,12 +140,16 @@ class Scheduler:
             del self._running[one.key]
             return [_failed(one.key, one.error)]
         self.generation_tokens += 1
-        events, reason = answering.add(one.token, one.logprobs, self._tokenizer)
-        if reason is None:
-            return events
+        try:
+            events, reason = answering.add(one.token, one.logprobs, self._tokenizer)
+            if reason is None:
+                return events
+            events += answering.end(reason)
+        except Exception as error:  # noqa: BLE001 - what one answer says is no trouble of others
+            events = [_failed(one.key, error)]
         del self._running[one.key]
         self._keep(self._batch.leave(one.key))
-        return [*events, *answering.end(reason)]
+        return events
 
     def _keep(self, left: Left) -> None:
         self._store.put(left.tokens, left.cache)
