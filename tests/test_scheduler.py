@@ -40,6 +40,7 @@ QUESTIONS = (
     "os.path.join",
     "Explain json.dumps, please, with all of its arguments and a short example for each. " * 12,
 )
+ENDLESS = Sampling(logit_bias={4: -100.0})  # the end is forbidden
 TOOL = {
     "type": "function",
     "function": {
@@ -199,6 +200,19 @@ def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None
     listener = Listener(served, Inbox(), lambda told: heard.append(type(told[0]).__name__))
     listener.take(Generate(request=1, prompt=TextPrompt(text="import os")))
     assert heard == ["Accepted", "put"]
+
+
+def test_an_echoed_answer_that_is_interrupted_counts_its_prompt_once(served: Served) -> None:
+    desk = Desk(served, kv_tokens=1024)
+    before = desk.scheduler.prompt_tokens
+    for number in range(3):
+        prompt = TextPrompt(text=f"{number} {QUESTIONS[3]}")
+        asked = Generate(request=number, prompt=prompt, max_tokens=200, echo=True, sampling=ENDLESS)
+        desk.listener.take(asked)
+    desk.run()
+    ends = [desk.of(number, Finished)[0] for number in range(3)]
+    assert all(end.cached_tokens < end.prompt_tokens for end in ends)
+    assert desk.scheduler.prompt_tokens - before == sum(end.prompt_tokens for end in ends)
 
 
 def test_an_answer_that_cannot_be_read_ends_alone(

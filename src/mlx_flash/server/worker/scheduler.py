@@ -206,7 +206,6 @@ class Scheduler:
             self._waiting.popleft()
             self._scoring = (answering, self._scored(answering))
             return [Started(answering.key, 0)]
-        first = answering.begun_s is None or answering.wanted.echo
         found = self._store.find(answering.tokens)
         prefill = Prefill(
             self._model,
@@ -218,8 +217,9 @@ class Scheduler:
         )
         self._waiting.popleft()
         self._prefill = (answering, prefill)
-        if not first:
+        if answering.counted:
             return []
+        answering.counted = True
         answering.begun_s = answering.begun_s or time.monotonic()
         answering.cached_tokens = prefill.done
         self.prompt_tokens += prefill.total
