@@ -105,7 +105,8 @@ class Desk:
                 return
             self.scheduler.step()
             self.most_running = max(self.most_running, self.scheduler.counts[0])
-            assert self.scheduler.kv_bytes <= self.limits.kv_bytes
+            scheduler = self.scheduler
+            assert scheduler.kv_bytes + scheduler.remembered_bytes <= self.limits.kv_bytes
 
     def of(self, request: int, kind: Any) -> list[Any]:
         return [one for one in self.told if one.request == request and isinstance(one, kind)]
@@ -200,6 +201,43 @@ def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None
     listener = Listener(served, Inbox(), lambda told: heard.append(type(told[0]).__name__))
     listener.take(Generate(request=1, prompt=TextPrompt(text="import os")))
     assert heard == ["Accepted", "put"]
+
+
+def test_what_is_remembered_makes_room_for_an_answer_that_grows(served: Served) -> None:
+    desk = Desk(served)
+    for number in range(3):
+        desk.ask(number, f"{number} {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+        desk.run()
+    assert desk.scheduler.remembered_bytes > 0
+
+
+def test_a_conversation_of_most_of_the_memory_is_remembered(served: Served) -> None:
+    desk = Desk(served, kv_tokens=1100)
+    for number in (1, 2):
+        desk.ask(number, QUESTIONS[3] * 2, max_tokens=4)
+        desk.run()
+    first, second = (desk.of(number, Finished)[0] for number in (1, 2))
+    assert first.cached_tokens == 0
+    assert second.cached_tokens == second.prompt_tokens - 1
+    assert desk.text(1) == desk.text(2)
+
+
+def test_a_prompt_that_no_longer_fits_beside_an_answer_goes_on_after_it(served: Served) -> None:
+    expected = alone(served, f"2 {QUESTIONS[3]}", max_tokens=8)
+    desk = Desk(served, kv_tokens=1500)
+    desk.ask(1, f"1 {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+    desk.run(steps=8)
+    desk.ask(2, f"2 {QUESTIONS[3]}", max_tokens=8)
+    desk.run(steps=3)
+    assert desk.of(2, Prefilled)
+    desk.answers[1].tokens += [0] * 300  # as if it had grown so much meanwhile
+    desk.scheduler._make_room()
+    assert desk.scheduler.counts == (1, 1)
+    del desk.answers[1].tokens[-300:]
+    desk.run()
+    assert len(desk.of(2, Started)) == 1
+    assert desk.text(2) == expected
+    assert desk.of(1, Finished)
 
 
 def test_an_echoed_answer_that_is_interrupted_counts_its_prompt_once(served: Served) -> None:

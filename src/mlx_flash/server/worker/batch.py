@@ -62,7 +62,10 @@ class Prefill:
         draw: Draw,
         processors: Sequence[Processor],
     ) -> None:
-        """Begin after what is `left` of an earlier sequence, whose tokens begin the prompt."""
+        """Begin after what is `left` of an earlier sequence, whose tokens begin the prompt.
+
+        Its cache is taken over layer by layer: no more than one of them is there twice.
+        """
         self.key = key
         self.done = len(left.tokens) if left else 0
         self.total = len(prompt)
@@ -79,6 +82,10 @@ class Prefill:
             stop_sequences=[_NO_STOPS],
             max_tokens=[_ENDLESS],
         )
+        if left:
+            for place, entry in enumerate(self._batch.prompt_cache):
+                mx.eval(entry.state)
+                left.cache[place] = None
 
     @property
     def ready(self) -> bool:
