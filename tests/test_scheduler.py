@@ -405,6 +405,20 @@ def test_a_request_that_cannot_be_answered_is_refused(
     assert desk.scheduler.idle
 
 
+@pytest.mark.parametrize("rules", [20_000, 40_000])
+def test_rules_that_lead_to_rules_are_followed_or_refused(served: Served, rules: int) -> None:
+    chain = "\n".join(f"r{rule}:r{rule + 1}" for rule in range(rules))
+    grammar = Grammar(kind="lark", text=f'start:r0\n{chain}\nr{rules}:"a"')
+    desk = Desk(served)
+    desk.ask(1, QUESTIONS[0], max_tokens=4, grammar=grammar)
+    desk.run()
+    if rules == 20_000:
+        assert desk.text(1) == "a"
+    else:
+        (failed,) = desk.of(1, Failed)
+        assert (failed.kind, "longer than" in failed.message) == ("invalid", True)
+
+
 def test_a_completion_goes_on_where_the_text_ends(served: Served) -> None:
     desk = Desk(served)
     text = "import os\n\ndef f(path):\n    return os.path"
