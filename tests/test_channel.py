@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,23 @@ def test_what_the_worker_says_together_arrives_together(ends: Ends) -> None:
         return messages
 
     assert asyncio.run(heard()) == [Counted(1, 2), Failed(3, "invalid", "no")]
+
+
+def test_a_message_arrives_though_it_comes_in_parts() -> None:
+    class InParts(socket.socket):
+        """As when a process is stopped and continued while it waits."""
+
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            return super().recv(min(size, 3), flags)
+
+        def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+            return super().recv_into(buffer[:3], nbytes, flags)
+
+    ours, theirs = socket.socketpair()
+    with ours, InParts(fileno=theirs.detach()) as parts:
+        ours.sendall(framed(WANTED) + framed(Cancel(7)))
+        ours.close()
+        assert list(WorkerEnd(parts).received()) == [WANTED, Cancel(7)]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 10])

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import ArraysCache, KVCache
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_flash.engine.prompt_store import MIN_TOKENS, PromptStore
 
@@ -27,6 +27,13 @@ class Recurrent(Model):
 
     def make_cache(self) -> list[Any]:
         return [ArraysCache(1)]
+
+
+class Sliding(Model):
+    """One with a layer that looks at the last 64 tokens, beside one that looks at all."""
+
+    def make_cache(self) -> list[Any]:
+        return [RotatingKVCache(64), KVCache()]
 
 
 def cache_of(tokens: list[int]) -> list[Any]:
@@ -122,6 +129,29 @@ def test_a_cache_that_cannot_be_trimmed_is_used_as_a_whole_or_not_at_all() -> No
     found = store.find(text(0, 60))
     assert found is not None
     assert found[0] == text(0, 50)
+
+
+def test_a_window_that_forgot_tokens_is_used_as_a_whole_or_not_at_all() -> None:
+    def computed(length: int) -> list[Any]:
+        cache = Sliding().make_cache()
+        for entry in cache:
+            entry.update_and_fetch(mx.ones((1, 2, length, 4)), mx.ones((1, 2, length, 4)))
+        return cache
+
+    store = PromptStore(Sliding(), "model")
+    store.put(text(0, 60), computed(60))
+    found = store.find([*text(0, 50), 7])
+    assert found is not None
+    assert [entry.offset for entry in found[1]] == [50, 50]
+
+    store.put(text(0, 90), computed(90))
+    assert store.find([*text(0, 80), 7]) is not None
+    found = store.find([*text(0, 80), 7])
+    assert found is not None
+    assert len(found[0]) == found[1][0].offset == 60
+    found = store.find([*text(0, 90), 7])
+    assert found is not None
+    assert len(found[0]) == found[1][0].offset == 90
 
 
 def test_prompts_come_back_after_a_restart(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlx_flash.engine.reply_text import ReplyText
 from mlx_flash.errors import ExpertReadError
 from mlx_flash.server.messages import (
     Cancel,
@@ -39,6 +40,7 @@ QUESTIONS = (
     "os.path.join",
     "Explain json.dumps, please, with all of its arguments and a short example for each. " * 12,
 )
+ENDLESS = Sampling(logit_bias={4: -100.0})  # the end is forbidden
 TOOL = {
     "type": "function",
     "function": {
@@ -103,7 +105,8 @@ class Desk:
                 return
             self.scheduler.step()
             self.most_running = max(self.most_running, self.scheduler.counts[0])
-            assert self.scheduler.kv_bytes <= self.limits.kv_bytes
+            scheduler = self.scheduler
+            assert scheduler.kv_bytes + scheduler.remembered_bytes <= self.limits.kv_bytes
 
     def of(self, request: int, kind: Any) -> list[Any]:
         return [one for one in self.told if one.request == request and isinstance(one, kind)]
@@ -176,6 +179,99 @@ def test_a_prompt_is_cancelled_while_it_is_computed(served: Served) -> None:
     desk.run()
     assert desk.of(1, Finished)
     assert not desk.of(2, Finished)
+
+
+def test_a_prompt_is_cancelled_before_anything_of_it_is_computed(served: Served) -> None:
+    desk = Desk(served)
+    desk.ask(1, QUESTIONS[3], max_tokens=8)
+    desk.run(steps=1)
+    assert desk.of(1, Started)
+    desk.listener.take(Cancel(1))
+    assert desk.scheduler.idle
+    assert desk.scheduler.remembered_bytes == 0
+
+
+def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None:
+    heard: list[str] = []
+
+    class Inbox:
+        def put(self, message: Answering) -> None:
+            heard.append("put")
+
+    listener = Listener(served, Inbox(), lambda told: heard.append(type(told[0]).__name__))
+    listener.take(Generate(request=1, prompt=TextPrompt(text="import os")))
+    assert heard == ["Accepted", "put"]
+
+
+def test_what_is_remembered_makes_room_for_an_answer_that_grows(served: Served) -> None:
+    desk = Desk(served)
+    for number in range(3):
+        desk.ask(number, f"{number} {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+        desk.run()
+    assert desk.scheduler.remembered_bytes > 0
+
+
+def test_a_conversation_of_most_of_the_memory_is_remembered(served: Served) -> None:
+    desk = Desk(served, kv_tokens=1100)
+    for number in (1, 2):
+        desk.ask(number, QUESTIONS[3] * 2, max_tokens=4)
+        desk.run()
+    first, second = (desk.of(number, Finished)[0] for number in (1, 2))
+    assert first.cached_tokens == 0
+    assert second.cached_tokens == second.prompt_tokens - 1
+    assert desk.text(1) == desk.text(2)
+
+
+def test_a_prompt_that_no_longer_fits_beside_an_answer_goes_on_after_it(served: Served) -> None:
+    expected = alone(served, f"2 {QUESTIONS[3]}", max_tokens=8)
+    desk = Desk(served, kv_tokens=1500)
+    desk.ask(1, f"1 {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+    desk.run(steps=8)
+    desk.ask(2, f"2 {QUESTIONS[3]}", max_tokens=8)
+    desk.run(steps=3)
+    assert desk.of(2, Prefilled)
+    desk.answers[1].tokens += [0] * 300  # as if it had grown so much meanwhile
+    desk.scheduler._make_room()
+    assert desk.scheduler.counts == (1, 1)
+    del desk.answers[1].tokens[-300:]
+    desk.run()
+    assert len(desk.of(2, Started)) == 1
+    assert desk.text(2) == expected
+    assert desk.of(1, Finished)
+
+
+def test_an_echoed_answer_that_is_interrupted_counts_its_prompt_once(served: Served) -> None:
+    desk = Desk(served, kv_tokens=1024)
+    before = desk.scheduler.prompt_tokens
+    for number in range(3):
+        prompt = TextPrompt(text=f"{number} {QUESTIONS[3]}")
+        asked = Generate(request=number, prompt=prompt, max_tokens=200, echo=True, sampling=ENDLESS)
+        desk.listener.take(asked)
+    desk.run()
+    ends = [desk.of(number, Finished)[0] for number in range(3)]
+    assert all(end.cached_tokens < end.prompt_tokens for end in ends)
+    assert desk.scheduler.prompt_tokens - before == sum(end.prompt_tokens for end in ends)
+
+
+def test_an_answer_that_cannot_be_read_ends_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(served, QUESTIONS[0], max_tokens=30)
+    desk = Desk(served)
+    for number in (0, 1):
+        desk.ask(number, QUESTIONS[number], max_tokens=30)
+    add = ReplyText.add
+
+    def failing(reply: ReplyText, token: int) -> Any:
+        if reply is desk.answers[1].reply:
+            raise IndexError("a token that the tokenizer does not have")
+        return add(reply, token)
+
+    monkeypatch.setattr(ReplyText, "add", failing)
+    desk.run()
+    assert [failed.kind for failed in desk.of(1, Failed)] == ["internal"]
+    assert desk.text(0) == expected
+    assert desk.scheduler.idle
 
 
 def test_a_failed_read_in_a_prompt_ends_that_answer_alone(
@@ -307,6 +403,20 @@ def test_a_request_that_cannot_be_answered_is_refused(
     assert failed.kind == kind
     assert why in failed.message
     assert desk.scheduler.idle
+
+
+@pytest.mark.parametrize("rules", [20_000, 40_000])
+def test_rules_that_lead_to_rules_are_followed_or_refused(served: Served, rules: int) -> None:
+    chain = "\n".join(f"r{rule}:r{rule + 1}" for rule in range(rules))
+    grammar = Grammar(kind="lark", text=f'start:r0\n{chain}\nr{rules}:"a"')
+    desk = Desk(served)
+    desk.ask(1, QUESTIONS[0], max_tokens=4, grammar=grammar)
+    desk.run()
+    if rules == 20_000:
+        assert desk.text(1) == "a"
+    else:
+        (failed,) = desk.of(1, Failed)
+        assert (failed.kind, "longer than" in failed.message) == ("invalid", True)
 
 
 def test_a_completion_goes_on_where_the_text_ends(served: Served) -> None:

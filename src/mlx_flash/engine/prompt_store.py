@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import (
-    can_trim_prompt_cache,
+    CacheList,
+    RotatingKVCache,
     load_prompt_cache,
     make_prompt_cache,
     save_prompt_cache,
@@ -62,7 +64,7 @@ class PromptStore:
         `identity` changes with whatever changes what a cache holds: the weights, the kernels.
         """
         self._classes = [type(entry).__name__ for entry in make_prompt_cache(model)]
-        self.trims = can_trim_prompt_cache(make_prompt_cache(model))
+        self._window = _window(make_prompt_cache(model))
         self._model = model
         self._key = hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._folder = folder if disk_bytes > 0 else None
@@ -70,6 +72,10 @@ class PromptStore:
         self._entries: list[_Entry] = []
         if self._folder is not None:
             self._find_files(self._folder)
+
+    def trims(self, num_tokens: int) -> bool:
+        """Return whether a cache of so many tokens can be cut to any beginning of them."""
+        return num_tokens < self._window
 
     @property
     def num_bytes(self) -> int:
@@ -101,7 +107,7 @@ class PromptStore:
         array = np.asarray(tokens, np.int32)
         for entry in list(self._entries):
             length = _common(entry.tokens, array)
-            if length == len(entry.tokens) and (self.trims or length == len(array)):
+            if length == len(entry.tokens) and (length == len(array) or self.trims(len(array))):
                 self._drop(entry)
         num_bytes = sum(int(layer.nbytes) for layer in cache)
         self._entries.append(_Entry(array, cache, num_bytes))
@@ -138,7 +144,8 @@ class PromptStore:
     def _usable(self, entry: _Entry, wanted: npt.NDArray[np.int32]) -> int:
         """Return how many tokens of a prompt an entry can stand for; never all of them."""
         length = min(_common(entry.tokens, wanted), len(wanted) - 1)
-        return length if self.trims or length == len(entry.tokens) else 0
+        whole = length == len(entry.tokens)
+        return length if whole or self.trims(len(entry.tokens)) else 0
 
     def _cache_of(self, entry: _Entry) -> list[Any] | None:
         """Return a copy of an entry's cache, read from disk if need be; None when that fails."""
@@ -215,6 +222,19 @@ def _remove(entry: _Entry) -> None:
         with contextlib.suppress(OSError):
             entry.file.unlink(missing_ok=True)
         entry.file = None
+
+
+def _window(cache: Sequence[Any]) -> float:
+    """Return below how many tokens a model's cache can be trimmed: a sliding window forgets."""
+    return min(_window_of(entry) for entry in cache)
+
+
+def _window_of(entry: Any) -> float:
+    if isinstance(entry, CacheList):
+        return _window(entry.caches)
+    if isinstance(entry, RotatingKVCache):
+        return float(entry.max_size)
+    return math.inf if entry.is_trimmable() else 0
 
 
 def _common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:

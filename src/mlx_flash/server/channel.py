@@ -70,12 +70,18 @@ class WorkerEnd:
             yield _to_worker.decode(body)
 
     def _exactly(self, length: int) -> bytes | None:
-        """Return so many bytes; None when the gateway has gone, killed in mid-sentence or not."""
+        """Return so many bytes; None when the gateway has gone, killed in mid-sentence or not.
+
+        A process that is stopped and continued gets a part of what it waits for.
+        """
+        data = bytearray(length)
+        rest = memoryview(data)
         try:
-            data = self._socket.recv(length, socket.MSG_WAITALL)
+            while rest and (count := self._socket.recv_into(rest)):
+                rest = rest[count:]
         except OSError:
             return None
-        return data if len(data) == length else None
+        return None if rest else bytes(data)
 
 
 class GatewayEnd:

@@ -212,8 +212,11 @@ class WorkerLink:
 
     async def _run_worker(self) -> tuple[bool, str]:
         """Start a worker and hear it out; return whether it was ever ready, and how it ended."""
-        self._process = process = await WorkerProcess.start(self._worker_options, self._command)
-        self._started_s = time.monotonic()
+        try:
+            process = await WorkerProcess.start(self._worker_options, self._command)
+        except OSError as error:
+            return False, f"it cannot be started: {error.strerror or error}"
+        self._process, self._started_s = process, time.monotonic()
         was_ready = False
         try:
             while messages := await self._next_messages(process):
@@ -282,7 +285,9 @@ class WorkerLink:
             del self._answers[event.request]
 
     def _become_ready(self, ready: Ready) -> None:
-        self.card, self.state, self.failure = ready.card, "ready", None
+        self.card, self.failure = ready.card, None
+        if not self._stopping:
+            self.state = "ready"
         seconds = time.monotonic() - self._started_s
         for remark in ready.remarks:
             self._notice(remark)

@@ -27,18 +27,26 @@ class WorkerProcess:
     async def start(
         cls, options: WorkerOptions, command: Sequence[str] = WORKER
     ) -> "WorkerProcess":
-        """Start a worker. It ends when its end of the channel is closed, so it is no orphan."""
+        """Start a worker. It ends when its end of the channel is closed, so it is no orphan.
+
+        Raises:
+            OSError: the system starts no process now.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
-                encode_options(options),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
-                start_new_session=True,  # Ctrl-C is for the gateway, which lets answers end
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(theirs.fileno()),
+                    encode_options(options),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+                    start_new_session=True,  # Ctrl-C is for the gateway, which lets answers end
+                )
+        except BaseException:
+            ours.close()
+            raise
         return cls(process, await GatewayEnd.open(ours))
 
     @property

@@ -103,7 +103,10 @@ class Prefill:
         draw: Draw,
         processors: Sequence[Processor],
     ) -> None:
-        """Begin after what is `left` of an earlier sequence, whose tokens begin the prompt."""
+        """Begin after what is `left` of an earlier sequence, whose tokens begin the prompt.
+
+        Its cache is taken over layer by layer: no more than one of them is there twice.
+        """
         self.key = key
         self.done = len(left.tokens) if left else 0
         self.total = len(prompt)
@@ -120,6 +123,10 @@ class Prefill:
             stop_sequences=[_NO_STOPS],
             max_tokens=[_ENDLESS],
         )
+        if left:
+            for place, entry in enumerate(self._batch.prompt_cache):
+                mx.eval(entry.state)
+                left.cache[place] = None
 
     @property
     def ready(self) -> bool:
@@ -140,8 +147,9 @@ class Prefill:
         return sum(int(entry.nbytes) for entry in self._batch.prompt_cache)
 
     def leave(self) -> Left:
-        """Return what was computed so far."""
-        return Left(list(self._batch.tokens[0]), self._batch.extract_cache(0))
+        """Return what was computed so far; a cache that holds nothing cannot be taken out."""
+        tokens = list(self._batch.tokens[0])
+        return Left(tokens, self._batch.extract_cache(0) if tokens else [])
 
     def generation(self) -> GenerationBatch:
         """Compute the last token of the prompt; return the batch of one that goes on from it."""

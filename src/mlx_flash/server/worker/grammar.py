@@ -1,7 +1,9 @@
 """Answers that follow a grammar: which tokens may come next, by llguidance."""
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llguidance.hf
@@ -18,6 +20,8 @@ from ..messages import Grammar
 _SOME_SPACE: Any = {"whitespace_pattern": r"[ \n\r\t]{0,32}"}  # some never end it
 _NO_SPACE: Any = {"whitespace_flexible": False}
 _ANY_OBJECT = '{"type": "object"}'
+_MAX_LETTERS = 256 * 1024
+_STACK_BYTES = 256 * 1024 * 1024  # rules that lead to rules take 6 KB each, of 8 letters or more
 
 
 class Grammars:
@@ -37,6 +41,8 @@ class Grammars:
         Raises:
             PromptError: it is no grammar, or one that cannot be followed.
         """
+        if len(grammar.text) > _MAX_LETTERS:
+            raise PromptError(f"the schema is longer than {_MAX_LETTERS} letters: shorten it.")
         text = _text_of(grammar)
         if self._prepared is None:
             try:
@@ -45,12 +51,23 @@ class Grammars:
                 )
             except ValueError as error:
                 raise PromptError("this model's tokenizer cannot follow a grammar.") from error
-        matcher = LLMatcher(self._prepared, text)
+        matcher = _compiled(self._prepared, text)
         if matcher.is_error():
             raise PromptError(f"the schema cannot be followed: {_line(matcher.get_error())}.")
         return GrammarProcessor(
             matcher, self._prepared.vocab_size, self._vocabulary, prompt_tokens, after
         )
+
+
+def _compiled(tokenizer: LLTokenizer, text: str) -> LLMatcher:
+    """Return what follows a grammar, which is compiled where the stack is deep enough for it."""
+    before = threading.stack_size(_STACK_BYTES)
+    with ThreadPoolExecutor(1) as deep:
+        try:
+            compiling = deep.submit(LLMatcher, tokenizer, text)
+        finally:
+            threading.stack_size(before)
+        return compiling.result()
 
 
 def _text_of(grammar: Grammar) -> str:

@@ -57,7 +57,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
     notice(f"loading {options.model or 'the bundled model'}")
     files = ModelFiles.open(options.model)
     context = _context_tokens(options, files)
-    kv_tokens = -(-(context + 1) // KV_STEP) * KV_STEP
+    kv_tokens = context + KV_STEP
     try:
         loaded = load_model(
             files.checkpoint,

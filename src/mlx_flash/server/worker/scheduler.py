@@ -52,8 +52,11 @@ class Limits:
     shared_step: int = 512
 
     def needed_bytes(self, rows: int, longest: int) -> int:
-        """Return what a batch takes, in which every row is as long as the longest."""
-        return rows * -(-(longest + 1) // KV_STEP) * KV_STEP * self.token_bytes
+        """Return the most that a batch takes, in which every row is as long as the longest.
+
+        A cache that began with a remembered prompt grows by `KV_STEP` from there.
+        """
+        return rows * (longest + KV_STEP) * self.token_bytes
 
 
 class Scheduler:
@@ -153,32 +156,43 @@ class Scheduler:
             del self._running[one.key]
             return [_failed(one.key, one.error)]
         self.generation_tokens += 1
-        events, reason = answering.add(one.token, one.logprobs, self._tokenizer)
-        if reason is None:
-            return events
+        try:
+            events, reason = answering.add(one.token, one.logprobs, self._tokenizer)
+            if reason is None:
+                return events
+            events += answering.end(reason)
+        except Exception as error:  # noqa: BLE001 - what one answer says is no trouble of others
+            events = [_failed(one.key, error)]
         del self._running[one.key]
         self._keep(self._batch.leave(one.key))
-        return [*events, *answering.end(reason)]
+        return events
 
     def _keep(self, left: Left) -> None:
         self._store.put(left.tokens, left.cache)
-        self._store.shrink(max(0, self._limits.kv_bytes - self.kv_bytes))
+        self._store.shrink(max(0, self._limits.kv_bytes - max(self._needed(), self.kv_bytes)))
         self._unsaved_since = time.monotonic()
+
+    def _needed(self, *more: Answering) -> int:
+        """Return the bytes of all that is under way at its next step, with `more` beside it."""
+        under_way = [*self._running.values(), *more]
+        under_way += [begun[0] for begun in (self._prefill, self._scoring) if begun]
+        longest = max((len(one.tokens) for one in under_way), default=0)
+        return self._limits.needed_bytes(len(under_way), longest)
 
     def _make_room(self) -> None:
         """Interrupt the latest answers until the next step of the others fits."""
-        limits = self._limits
-        while len(self._running) > 1:
-            longest = max(len(one.tokens) for one in self._running.values())
-            needed = limits.needed_bytes(len(self._running), longest)
-            if needed <= limits.kv_bytes:
-                self._store.shrink(limits.kv_bytes - needed)
-                return
-            latest = max(self._running.values(), key=lambda one: one.begun_s or 0.0)
-            del self._running[latest.key]
-            self._keep(self._batch.leave(latest.key))
+        while (needed := self._needed()) > self._limits.kv_bytes and self.counts[0] > 1:
+            if self._prefill is not None:
+                latest, prefill = self._prefill
+                self._prefill = None
+                self._keep(prefill.leave())
+            else:
+                latest = max(self._running.values(), key=lambda one: one.begun_s or 0.0)
+                del self._running[latest.key]
+                self._keep(self._batch.leave(latest.key))
             latest.interrupted()
             self._waiting.appendleft(latest)
+        self._store.shrink(max(0, self._limits.kv_bytes - needed))
 
     # --- prompts
 
@@ -205,18 +219,17 @@ class Scheduler:
         if not self._waiting or len(self._running) >= self._limits.max_batch:
             return []
         answering = self._waiting[0]
-        longest = max([len(answering.tokens), *(len(o.tokens) for o in self._running.values())])
-        needed = self._limits.needed_bytes(len(self._running) + 1, longest)
+        needed = self._needed(answering)
         if self._running and needed > self._limits.kv_bytes:
             return []
-        self._store.shrink(max(0, self._limits.kv_bytes - needed))
         if answering.wanted.echo and answering.begun_s is None:
             answering.begun_s = time.monotonic()
+            self._store.shrink(max(0, self._limits.kv_bytes - needed))
             self._waiting.popleft()
             self._scoring = (answering, self._scored(answering))
             return [Started(answering.key, 0)]
-        first = answering.begun_s is None or answering.wanted.echo
         found = self._store.find(answering.tokens)
+        self._store.shrink(max(0, self._limits.kv_bytes - needed))  # it may be what was found
         prefill = self._begin_prompt(
             self._model,
             answering.key,
@@ -227,8 +240,9 @@ class Scheduler:
         )
         self._waiting.popleft()
         self._prefill = (answering, prefill)
-        if not first:
+        if answering.counted:
             return []
+        answering.counted = True
         answering.begun_s = answering.begun_s or time.monotonic()
         answering.cached_tokens = prefill.done
         self.prompt_tokens += prefill.total
@@ -245,7 +259,7 @@ class Scheduler:
         limits, done = self._limits, prefill.done
         prefill.step(limits.shared_step if self._running else limits.prefill_step)
         self.prefilled_tokens += prefill.done - done
-        if prefill.ready and not self._store.trims:
+        if prefill.ready and not self._store.trims(prefill.total + answering.max_tokens):
             self._keep(prefill.leave())
         return [Prefilled(answering.key, prefill.done, prefill.total)]
 

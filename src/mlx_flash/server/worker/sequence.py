@@ -22,7 +22,8 @@ FinishReason = Literal["stop", "length", "context", "tools"]
 class Answering:
     """A request that was accepted. `tokens` are its prompt and what was drawn for it so far.
 
-    `forced_call`: the answer is one call of a tool, as JSON, and no text.
+    `forced_call`: the answer is one call of a tool, as JSON, and no text. `counted`: its prompt was
+    begun, and does not count again when the answer goes on after an interruption.
     """
 
     wanted: Generate
@@ -37,6 +38,7 @@ class Answering:
     arrived_s: float = field(default_factory=time.monotonic)
     begun_s: float | None = None
     answered_s: float | None = None
+    counted: bool = False
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0

@@ -175,7 +175,10 @@ class Listener:
             return
         kind: FailureKind = "invalid"
         try:
-            self._send([self._reply(message)])
+            if isinstance(message, Generate):
+                self._accept(message)
+            else:
+                self._send([self._reply(message)])
             return
         except ContextError as error:
             kind, why = "context_length", str(error)
@@ -186,14 +189,16 @@ class Listener:
             kind, why = "internal", "the request could not be read; the server's log says more."
         self._send([Failed(message.request, kind, why)])
 
+    def _accept(self, wanted: Generate) -> None:
+        """Say so first: once it is in the inbox, its answer may overtake what is said here."""
+        answering = self._answering(wanted)
+        self._send([Accepted(answering.key, answering.prompt_tokens)])
+        self._inbox.put(answering)
+
     def _reply(
-        self, message: Generate | Count | Tokenize | Detokenize | Render
-    ) -> Accepted | Counted | Tokenized | Rendered:
+        self, message: Count | Tokenize | Detokenize | Render
+    ) -> Counted | Tokenized | Rendered:
         request = message.request
-        if isinstance(message, Generate):
-            answering = self._answering(message)
-            self._inbox.put(answering)
-            return Accepted(request, answering.prompt_tokens)
         if isinstance(message, Count):
             return Counted(request, len(self._prompts.tokens(message.prompt)[0]))
         if isinstance(message, Tokenize):
