@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from ...messages import Finished, Piece, Prefilled, Started, TokenLogprob
-from ..backend import Answer, RequestError, backend_of
+from ..backend import Answer, RequestError, backend_of, card_of
 from ..collected import collect
 from ..errors import llamacpp_error
 from ..streams import (
@@ -23,7 +23,7 @@ from ..streams import (
     unless_gone,
 )
 from .asked import CompletionBody, wanted
-from .state import ERRORS, card_of
+from .state import ERRORS
 
 router = APIRouter()
 
