@@ -10,8 +10,9 @@ from ...messages import Finished, Piece, TokenLogprob, ToolCall
 from ..backend import backend_of
 from ..collected import Collected
 from ..streams import begun, event_stream, unless_gone
+from ..timings import timings_of
 from .completion_body import CompletionBody
-from .counts import Heading, timings_of, usage_of
+from .counts import Heading, usage_of
 from .probabilities import TextLogprobsWriter
 from .replies import PromptProgress, TextChoice, TextLogprobs, TextReply, streamed_or
 from .side_by_side import collect_all, submit_all
