@@ -108,7 +108,7 @@ class Asked(_Body):
         return self.keep_alive is not None and bool(_NO_TIME.fullmatch(str(self.keep_alive)))
 
 
-class ChatBody(Asked):
+class OllamaChatBody(Asked):
     """The body of /api/chat. Without messages it loads or unloads the model."""
 
     messages: list[Message] | None = None

@@ -6,10 +6,10 @@ from typing import Any
 from ...messages import ChatPrompt, Generate, Grammar, ModelCard, Prompt, Sampling, TextPrompt
 from .. import turns
 from ..backend import RequestError
-from .asked import Asked, ChatBody, GenerateBody, Message, Options
+from .asked import Asked, GenerateBody, Message, OllamaChatBody, Options
 
 
-def chat_prompt(body: ChatBody, card: ModelCard | None) -> ChatPrompt:
+def chat_prompt(body: OllamaChatBody, card: ModelCard | None) -> ChatPrompt:
     """Return the prompt of a chat.
 
     Raises:
