@@ -14,7 +14,7 @@ import typer
 
 from mlx_flash.config import CacheOptions
 from mlx_flash.engine.plan import BUNDLED_CURVE
-from mlx_flash.engine.profiles import profile_text
+from mlx_flash.engine.profiles import profile_of
 from mlx_flash.engine.replay import curve_of
 from mlx_flash.telemetry.trace_file import read_trace
 
@@ -27,7 +27,8 @@ def main(trace: Path) -> None:
     domains = read_trace(trace).by_domain()
     curves = []
     for name, part in domains.items():
-        (ASSETS / "profiles" / f"{name}.json").write_text(profile_text(part) + "\n")
+        text = json.dumps(profile_of(part), separators=(",", ":"))
+        (ASSETS / "profiles" / f"{name}.json").write_text(text + "\n")
         end = part.num_tokens
         curves.append(curve_of(part.slice(end - CURVE_TOKENS, end), CacheOptions.policy))
     curve = {

@@ -175,10 +175,11 @@ def split(
     tokenizer: token_seam.TokenizerWrapper, prompt: str, pieces: list[str]
 ) -> tuple[str, str]:
     """Return what of an answer is said and what is thought."""
-    splitter = token_seam.AnswerSplitter(tokenizer, tokenizer.encode(prompt))
+    first = token_seam.first_state(tokenizer, tokenizer.encode(prompt))
+    splitter = token_seam.AnswerSplitter(tokenizer, first)
     parts = [part for piece in pieces for part in splitter.add(piece)] + splitter.rest()
-    said = "".join(text for text, thought in parts if not thought)
-    return said, "".join(text for text, thought in parts if thought)
+    said = "".join(text for state, text in parts if state != token_seam.REASONING)
+    return said, "".join(text for state, text in parts if state == token_seam.REASONING)
 
 
 def test_thoughts_are_told_from_what_is_said() -> None:

@@ -11,9 +11,9 @@ import pytest
 from mlx_flash.config import CacheOptions, MemoryLimit
 from mlx_flash.engine import conversation as conversation_module
 from mlx_flash.engine.conversation import Conversation
+from mlx_flash.engine.conversation_cache import ConversationCache
 from mlx_flash.engine.generate import GenerateOptions
 from mlx_flash.engine.load import LoadedModel, ModelFiles, load_model
-from mlx_flash.engine.prompt_cache import PromptCache
 from mlx_flash.engine.transcript import load_transcript, save_transcript
 from mlx_flash.errors import ExpertReadError, PromptError, TranscriptError
 from mlx_flash.streaming import tokens as token_seam
@@ -246,7 +246,7 @@ class Recurrent:
 
 
 def test_a_cache_that_cannot_go_back_begins_anew() -> None:
-    cache = PromptCache(Recurrent())  # type: ignore[arg-type]
+    cache = ConversationCache(Recurrent())  # type: ignore[arg-type]
     assert cache.begin([1, 2, 3]) == [1, 2, 3]
     cache.tokens, entries = [1, 2, 3], cache.entries
     assert cache.begin([1, 2, 3, 4]) == [4]
@@ -257,7 +257,7 @@ def test_a_cache_that_cannot_go_back_begins_anew() -> None:
 
 
 def test_a_prompt_that_is_known_leaves_its_last_token_to_compute() -> None:
-    cache = PromptCache(Recurrent())  # type: ignore[arg-type]
+    cache = ConversationCache(Recurrent())  # type: ignore[arg-type]
     assert cache.begin([1]) == [1]
     cache.tokens = [1]
     assert cache.begin([1]) == [1]

@@ -145,7 +145,7 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    for name in ("mkdir", "write_text", "replace"):
+    for name in ("mkdir", "write_bytes", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(Path, name, fail)
             with pytest.raises(TraceError, match=r"cannot write .*: Permission denied\."):

@@ -29,8 +29,9 @@ from mlx_flash.server.messages import (
     ToolCall,
 )
 from mlx_flash.server.options import WorkerOptions
+from mlx_flash.server.worker.limits import Limits
 from mlx_flash.server.worker.loading import Served, load_served
-from mlx_flash.server.worker.scheduler import Limits, Scheduler
+from mlx_flash.server.worker.scheduler import Scheduler
 from mlx_flash.server.worker.sequence import Answering
 from mlx_flash.server.worker.worker import Listener
 

@@ -4,13 +4,15 @@ import json
 from typing import Any
 
 from asking import CHAT, HELLO, TEXT, Backend, asked, wanted
+from fastapi import Request
 from serving import app_of, finished, said
 
 from mlx_flash.server.gateway.openai.chat_body import ChatBody
 from mlx_flash.server.gateway.openai.chat_writer import ChatWriter
 from mlx_flash.server.gateway.openai.counts import Heading
-from mlx_flash.server.gateway.openai.streaming import begun, stream
+from mlx_flash.server.gateway.openai.streaming import stream
 from mlx_flash.server.gateway.openai.tools import tools_of
+from mlx_flash.server.gateway.streams import begun
 from mlx_flash.server.messages import (
     Failed,
     Generate,
@@ -158,20 +160,21 @@ def test_a_client_that_leaves_a_stream_cancels_all_its_answers() -> None:
 
     async def work() -> None:
         backend = Backend([Piece(0, "text", "a")])
+        request = Request({"type": "http"}, asyncio.Event().wait)  # type: ignore[arg-type]
         body = ChatBody.model_validate({**HELLO, "n": 2, "stream": True})
         answers = [backend.submit(Generate(request=0, prompt=TextPrompt(text=""))) for _ in "ab"]
         writer = ChatWriter(body, tools_of(body), Heading.of("chatcmpl", None, backend))
-        chunks = await begun(stream(answers, writer))
+        chunks = await begun(request, stream(answers, writer))
         for _ in range(4):
             await anext(chunks)
         assert backend.cancelled == 0
         await chunks.aclose()  # type: ignore[attr-defined]
         assert backend.cancelled == 2
-        unread = await begun(stream(answers, writer))
+        unread = await begun(request, stream(answers, writer))
         del unread
         gc.collect()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        for _ in range(4):
+            await asyncio.sleep(0)
         assert backend.cancelled == 4
 
     asyncio.run(work())

@@ -14,16 +14,18 @@ from mlx_lm.generate import GenerationResponse
 
 from ..errors import PromptError
 from ..streaming.tokens import (
+    REASONING,
     AnswerSplitter,
     Message,
     TokenizerWrapper,
     encode_messages,
+    first_state,
     sampler,
 )
 from ..telemetry.counters import StreamCounters
+from .conversation_cache import ConversationCache
 from .generate import Generated, GenerateOptions, Progress, check_text
 from .load import LoadedModel
-from .prompt_cache import PromptCache
 from .turns import MemoryNow, TurnStats
 
 _ANSWER_SHARE = 4  # one part in so many of the context is kept free for the answer
@@ -69,7 +71,7 @@ class Conversation:
         self.finish_reason = ""
         self._tokenizer = tokenizer
         self._options = options
-        self._cache = PromptCache(loaded.model)
+        self._cache = ConversationCache(loaded.model)
         self._stopped = False
         if options.seed is not None:
             mx.random.seed(options.seed)
@@ -136,8 +138,8 @@ class Conversation:
         """Yield the answer to `text`, and note it and what it took at the end, however it ends."""
         stream = self.loaded.stream
         found = Generated(stream.counters if stream else StreamCounters())
-        splitter = AnswerSplitter(self._tokenizer, prompt)
-        parts: list[tuple[str, bool]] = []
+        splitter = AnswerSplitter(self._tokenizer, first_state(self._tokenizer, prompt))
+        parts: list[tuple[str, str]] = []
         rest = self._cache.begin(prompt)
         try:
             with contextlib.closing(self._responses(rest)) as responses:
@@ -145,8 +147,11 @@ class Conversation:
                     found.add(response)
                     new = splitter.add(response.text)
                     new += splitter.rest() if response.finish_reason else []
-                    for part, thought in new:
-                        parts.append((part, thought))
+                    for state, part in new:
+                        if not part:
+                            continue
+                        parts.append((state, part))
+                        thought = state == REASONING
                         yield Piece(part, len(found.tokens), found.tps, found.counted(), thought)
         finally:
             self.finish_reason = found.finish_reason
@@ -196,11 +201,11 @@ class Conversation:
             self._cache.clear()
             raise
 
-    def _note(self, text: str, parts: Sequence[tuple[str, bool]]) -> None:
+    def _note(self, text: str, parts: Sequence[tuple[str, str]]) -> None:
         """Add a turn to the messages."""
         answer = {"content": "", "reasoning_content": ""}
-        for part, thought in parts:
-            answer["reasoning_content" if thought else "content"] += part
+        for state, part in parts:
+            answer["reasoning_content" if state == REASONING else "content"] += part
         if not answer["reasoning_content"]:
             del answer["reasoning_content"]
         self.messages.append({"role": "user", "content": text})

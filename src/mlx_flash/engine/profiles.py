@@ -1,7 +1,6 @@
 """Task profiles: which experts a kind of text uses most, to have them in memory from the start."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from ..folders import check_writable, profile_folder
 from ..streaming.expert_stream import ExpertStream
 from ..telemetry.trace import Trace
 from .find import model_name
+from .json_file import read_json, replace_json
 from .load import LoadedModel, ModelFiles, expert_counts
 
 _VERSION = 1
@@ -50,16 +50,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def profile_text(trace: Trace) -> str:
+def profile_of(trace: Trace) -> dict[str, Any]:
     """Return what the profile of a trace's model has in its file."""
-    profile = {
+    return {
         "version": _VERSION,
         "model": trace.routing.model,
         "num_experts": list(trace.routing.num_experts),
         "tokens": trace.num_tokens,
         "experts": ranking_of(trace),
     }
-    return json.dumps(profile, separators=(",", ":"))
 
 
 def check_can_save(name: str, model: str, folder: Path) -> None:
@@ -95,11 +94,8 @@ def save_profile(name: str, trace: Trace, folder: Path) -> Path:
         OptionError, TraceError: a name that cannot be one; the disk refuses.
     """
     path = _path_of(check_name(name), trace.routing.model, folder)
-    part = path.with_suffix(".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(profile_text(trace))
-        part.replace(path)
+        replace_json(path, profile_of(trace))
     except OSError as error:
         raise TraceError(f"cannot write {path}: {error.strerror or error}.") from error
     return path
@@ -195,9 +191,7 @@ def _path_of(name: str, model: str, folder: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """Return a profile from a file, of which nothing is trusted."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        profile = json.loads(content) if len(content) <= _MAX_BYTES else None
+        profile = read_json(path, _MAX_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise TraceError(f"{path} cannot be read: delete it and make it again.") from error
     if not isinstance(profile, dict) or not _is_sound(profile):

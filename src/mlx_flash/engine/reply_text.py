@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlx_lm.generate import TextStateMachine, make_text_state_machine
-
-from ..streaming.tokens import TokenizerWrapper
+from ..streaming.tokens import NORMAL, REASONING, TOOL, AnswerSplitter, TokenizerWrapper
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,9 @@ class ReplyText:
         self._stops = StopTexts(stops)
         self._tools = list(tools)
         self._call = ""
-        machine = TextStateMachine() if plain else make_text_state_machine(tokenizer)
-        first = "reasoning" if reasoning_first and not plain else "normal"
-        if not plain and not reasoning_first:
-            first = tokenizer.response_initial_state or first
-        self._state = machine.make_state(first)
-        self._name = first
+        first = REASONING if reasoning_first else tokenizer.response_initial_state or NORMAL
+        self._state: str = NORMAL if plain else first
+        self._splitter = AnswerSplitter(tokenizer, self._state, plain)
 
     @property
     def stop_text(self) -> str | None:
@@ -107,7 +102,7 @@ class ReplyText:
     @property
     def in_reasoning(self) -> bool:
         """Whether the last token was part of a thought."""
-        return self._name == "reasoning"
+        return self._state == REASONING
 
     def add(self, token: int) -> Iterator[Said | Called]:
         """Yield what is said by the answer with one token more, where that is certain."""
@@ -118,9 +113,9 @@ class ReplyText:
         """Yield the rest, at the end of the answer."""
         self._detokenizer.finalize()
         yield from self._pass_on(self._detokenizer.last_segment)
-        self._state, text, name = TextStateMachine.flush(self._state)
-        yield from self._say(name or "normal", text)
-        if self._name == "tool":
+        for state, text in self._splitter.rest():
+            yield from self._say(state, text)
+        if self._state == TOOL:
             yield from self._end_call()
         if self._stops.found is None and (rest := self._stops.rest()):
             yield Said("text", rest)
@@ -128,17 +123,16 @@ class ReplyText:
     def _pass_on(self, text: str) -> Iterator[Said | Called]:
         if not text:
             return
-        self._state, segments = TextStateMachine.split(self._state, text)
-        for name, segment in segments:
-            if name != self._name and self._name == "tool":
+        for state, segment in self._splitter.add(text):
+            if state != self._state and self._state == TOOL:
                 yield from self._end_call()
-            self._name = name or "normal"
-            yield from self._say(self._name, segment)
+            self._state = state
+            yield from self._say(state, segment)
 
-    def _say(self, name: str, text: str) -> Iterator[Said | Called]:
-        if name == "tool":
+    def _say(self, state: str, text: str) -> Iterator[Said | Called]:
+        if state == TOOL:
             self._call += text
-        elif name == "reasoning":
+        elif state == REASONING:
             if text:
                 yield Said("reasoning", text)
         elif said := self._stops.pass_on(text):

@@ -1,16 +1,14 @@
 """What was seen of the Hub: a file that answers when the Hub cannot, and spares asking it twice."""
 
-import json
 import logging
-import os
 import re
-import threading
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..planner.speed import ModelShape
+from .json_file import read_json, replace_json
 
 MAX_MODELS = 2000
 """Models that the file keeps: the most downloaded."""
@@ -68,9 +66,7 @@ def read_seen(path: Path | None) -> dict[str, HubModel]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-        record: Any = json.loads(content) if len(content) <= _MAX_FILE_BYTES else None
+        record = read_json(path, _MAX_FILE_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         _log.debug("cannot read %s: %s", path, error)
         return {}
@@ -87,15 +83,8 @@ def write_seen(path: Path | None, models: Collection[HubModel]) -> None:
         return
     kept = sorted(models, key=lambda model: -model.downloads)[:MAX_MODELS]
     record = {"version": _VERSION, "models": [asdict(model) for model in kept]}
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            part.write_bytes(json.dumps(record, separators=(",", ":")).encode())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        replace_json(path, record)
     except OSError as error:
         _log.debug("cannot remember the models of the Hub in %s: %s", path, error)
 

@@ -6,11 +6,9 @@ or leave out. A process that is killed leaves the file of the run before.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
-import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 from ..cache.expert_cache import ExpertCache
 from ..formats.layout import ExpertLayout
 from ..streaming.expert_stream import ExpertStream
+from .json_file import read_json, replace_json
 
 MAX_MODELS = 64
 """Files that a folder keeps; the oldest go."""
@@ -55,9 +54,7 @@ class ResidentRecord:
         try:
             if not self.path.is_file():
                 return nothing
-            with self.path.open("rb") as file:
-                content = file.read(_MAX_BYTES + 1)
-            record: Any = json.loads(content) if len(content) <= _MAX_BYTES else None
+            record = read_json(self.path, _MAX_BYTES)
         except (OSError, ValueError, RecursionError) as error:
             _log.debug("cannot read %s: %s", self.path, error)
             return nothing
@@ -75,15 +72,8 @@ class ResidentRecord:
             "files": self._files,
             "experts": [list(of_layer) for of_layer in experts],
         }
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                part.write_bytes(json.dumps(record, separators=(",", ":")).encode())
-                part.replace(self.path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+            replace_json(self.path, record)
             _keep_newest(self.path.parent)
         except OSError as error:
             _log.debug("cannot remember the experts in memory in %s: %s", self.path, error)

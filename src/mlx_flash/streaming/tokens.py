@@ -22,7 +22,9 @@ from .adapter import ANYTHING, one_line
 Message = Mapping[str, str]
 """A message of a conversation: its `role` (system, user or assistant) and its `content`."""
 
-_REASONING = "reasoning"  # the state of mlx-lm's text machine between think markers
+NORMAL, REASONING, TOOL = "normal", "reasoning", "tool"
+"""States of mlx-lm's text machine: between no marks, those of thoughts, those of a tool call."""
+
 _GREEDY_BELOW = 1e-4
 
 
@@ -77,33 +79,39 @@ def encode_messages(tokenizer: TokenizerWrapper, messages: Sequence[Message]) ->
     return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 
+def first_state(tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> str:
+    """Return the state in which an answer begins: some templates open the thinking themselves."""
+    tokens, state = list(prompt), NORMAL
+    if tokenizer.has_thinking and (
+        tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
+    ):
+        state = REASONING
+    return tokenizer.response_initial_state or state
+
+
 class AnswerSplitter:
-    """Tells what a model answers from what it thinks, and leaves the markers between them out."""
+    """Splits an answer at the marks between its states, and leaves the marks out."""
 
-    def __init__(self, tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> None:
-        """Begin where the tokens of `prompt` end: some templates open the thinking themselves."""
-        tokens, state = list(prompt), "normal"
-        if tokenizer.has_thinking and (
-            tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
-        ):
-            state = _REASONING
-        state = tokenizer.response_initial_state or state
-        self._state = make_text_state_machine(tokenizer).make_state(state)
+    def __init__(self, tokenizer: TokenizerWrapper, first: str, plain: bool = False) -> None:
+        """Begin in the state `first`; `plain` takes marks for text like any other."""
+        machine = TextStateMachine() if plain else make_text_state_machine(tokenizer)
+        self._state = machine.make_state(first)
 
-    def add(self, text: str) -> list[tuple[str, bool]]:
-        """Return the texts that are certain with some more, and whether each is thought.
+    def add(self, text: str) -> list[tuple[str, str]]:
+        """Return the states that the answer passes with some more text, and what is said in each.
 
-        What may be the beginning of a marker is kept back.
+        The last is where it is now; what is said may be empty. What may be the beginning of a mark
+        is kept back. After a mark that ends the answer nothing is said.
         """
-        if self._state[0] is None:  # a marker has ended the answer
+        if self._state[0] is None:
             return []
         self._state, segments = TextStateMachine.split(self._state, text)
-        return [(part, state == _REASONING) for state, part in segments if part]
+        return [(state or NORMAL, part) for state, part in segments]
 
-    def rest(self) -> list[tuple[str, bool]]:
+    def rest(self) -> list[tuple[str, str]]:
         """Return what was kept back: no more text comes."""
         self._state, text, state = TextStateMachine.flush(self._state)
-        return [(text, state == _REASONING)] if text and state is not None else []
+        return [(state, text)] if text and state is not None else []
 
 
 def sampler(temperature: float) -> Callable[[mx.array], mx.array]:

@@ -84,3 +84,11 @@ class LiveAnswer:
 def numbered(wanted: Generate, number: int) -> Generate:
     """Return a request with a number of its own."""
     return msgspec.structs.replace(wanted, request=number)
+
+
+def unspeakable() -> RequestError:
+    """Return the error of a request that has no encoding for the worker."""
+    return RequestError(
+        "invalid",
+        "the request holds half a character (a lone surrogate) or a number of more than 64 bits.",
+    )

@@ -154,3 +154,14 @@ def backend_of(request: Request) -> Backend:
     """Return what answers the requests of this app."""
     backend: Backend = request.app.state.backend
     return backend
+
+
+def card_of(backend: Backend) -> ModelCard:
+    """Return the card of the model.
+
+    Raises:
+        RequestError: it is not loaded yet.
+    """
+    if backend.card is None:
+        raise RequestError("unavailable", "the model is not loaded: try again in a while.")
+    return backend.card

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -39,22 +39,20 @@ from ..messages import (
     ToolCall,
 )
 from ..options import QueueOptions, WorkerOptions
-from .answers import LiveAnswer, numbered
+from .answers import LiveAnswer, numbered, unspeakable
 from .backend import RequestError, Watched
 from .process import WORKER, WorkerProcess
+from .questions import Question, Questions, R
 from .reports import Reports
 
 _log = logging.getLogger(__name__)
 
-_ASK_S = 60.0
 _SILENCE_S = 120.0  # a worker reports twice a second, whatever it computes
 _BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)  # before another worker, by how many died in a row
 _GIVE_UP_AFTER = 3
 _ATTEMPTS = 2  # a request that was on two workers when they died does not get a third
 
 State = Literal["loading", "ready", "failed", "stopping"]
-R = TypeVar("R", Counted, Tokenized, Rendered)
-Question = Count | Tokenize | Detokenize | Render
 
 
 class WorkerLink:
@@ -85,13 +83,11 @@ class WorkerLink:
         self._notice = notice
         self._numbers = itertools.count(1)
         self._answers: dict[int, LiveAnswer] = {}
-        self._questions: dict[int, asyncio.Future[FromWorker]] = {}
+        self._questions = Questions(self._send)
         self._process: WorkerProcess | None = None
         self._running: asyncio.Task[None] | None = None
         self._started_s = 0.0
         self._stopping = False
-
-    # --- asked by the routes
 
     def submit(self, wanted: Generate) -> LiveAnswer:
         """Begin an answer; see `Backend`."""
@@ -109,7 +105,7 @@ class WorkerLink:
         try:
             answer = LiveAnswer(wanted, timeout_s, self._cancel)
         except (UnicodeEncodeError, OverflowError):
-            raise _unspeakable() from None
+            raise unspeakable() from None
         self._answers[number] = answer
         self.watch(wanted, wanted)
         if self.state == "ready":
@@ -142,23 +138,7 @@ class WorkerLink:
     async def _ask(self, question: Question, kind: type[R]) -> R:
         if self.state != "ready":
             raise RequestError("unavailable", "the model is being loaded: ask again later.")
-        future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
-        try:
-            frame = framed(question)
-        except (UnicodeEncodeError, OverflowError):
-            raise _unspeakable() from None
-        self._questions[question.request] = future
-        self._send(frame)
-        try:
-            reply = await asyncio.wait_for(future, _ASK_S)
-        except asyncio.TimeoutError:
-            raise RequestError("timeout", "the worker took too long to answer.") from None
-        finally:
-            self._questions.pop(question.request, None)
-        if isinstance(reply, Failed):
-            raise RequestError(reply.kind, reply.message)
-        assert isinstance(reply, kind), "the reply of another question"
-        return reply
+        return await self._questions.ask(question, kind)
 
     def _send(self, frame: bytes) -> None:
         if self._process is not None:
@@ -168,8 +148,6 @@ class WorkerLink:
         if self._answers.pop(answer.wanted.request, None) is not None:
             self._send(framed(Cancel(answer.wanted.request)))
             self.watch(answer.wanted, Cancel(answer.wanted.request))
-
-    # --- the life of the worker
 
     def start(self) -> None:
         """Keep a worker running from now on."""
@@ -254,9 +232,7 @@ class WorkerLink:
         if isinstance(message, (Accepted, Started, Prefilled, Piece, ToolCall, Finished)):
             self._hand_out(message)
         elif isinstance(message, (Failed, Counted, Tokenized, Rendered)):
-            if message.request in self._questions:
-                self._reply(message)
-            elif isinstance(message, Failed):
+            if not self._questions.take(message) and isinstance(message, Failed):
                 self._hand_out(message)
         elif isinstance(message, Snapshot):
             self.snapshot = message
@@ -267,11 +243,6 @@ class WorkerLink:
             self.failure = message
         elif isinstance(message, Loading):
             self._notice(message.what)
-
-    def _reply(self, reply: Failed | Counted | Tokenized | Rendered) -> None:
-        future = self._questions[reply.request]
-        if not future.done():
-            future.set_result(reply)
 
     def _hand_out(
         self, event: Accepted | Started | Prefilled | Piece | ToolCall | Finished | Failed
@@ -304,18 +275,9 @@ class WorkerLink:
                 self._hand_out(failed)
             else:
                 answer.attempts += 1
-        for number in self._questions:
-            self._reply(Failed(number, "unavailable", "the worker died: ask again."))
+        self._questions.fail_all("the worker died: ask again.")
 
     def _fail_all(self, why: str) -> None:
         for number in list(self._answers):
             self._hand_out(Failed(number, "unavailable", why))
-        for number in self._questions:
-            self._reply(Failed(number, "unavailable", why))
-
-
-def _unspeakable() -> RequestError:
-    return RequestError(
-        "invalid",
-        "the request holds half a character (a lone surrogate) or a number of more than 64 bits.",
-    )
+        self._questions.fail_all(why)

@@ -15,8 +15,8 @@ from ...errors import MemoryPlanError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
+from .limits import KV_STEP, Limits
 from .report import card_of
-from .scheduler import KV_STEP, Limits
 
 DEFAULT_CONTEXT_TOKENS = 16384
 

@@ -4,15 +4,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import mlx.core as mx
 
 from ...engine.prompt_store import PromptStore
 from ...errors import MLXFlashError
 from ...streaming.tokens import TokenizerWrapper
-from ..messages import Event, Failed, FailureKind, Piece, Prefilled, Started, TokenLogprob
+from ..messages import Event, Failed, FailureKind, Prefilled, Started
 from .batch import (
     Batch,
     Broken,
@@ -22,41 +19,15 @@ from .batch import (
     PromptBegun,
     Sequences,
     can_batch,
-    prompt_logprobs,
 )
+from .limits import Limits
 from .one_by_one import OneByOne, SoloPrefill
-from .sequence import Answering, token_logprob
+from .scoring import scored
+from .sequence import Answering
 
 _log = logging.getLogger(__name__)
 
-KV_STEP = 256
-"""Tokens by which mlx-lm's prompt caches grow."""
-
-_SCORE_STEP = 32
 _SAVE_AFTER_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much may run at once.
-
-    The prompt caches of all answers, and of prompts kept for later, stay below `kv_bytes`;
-    a token takes `token_bytes`. A prompt is computed `prefill_step` tokens at a time, or
-    `shared_step` while others generate, so that they do not wait long.
-    """
-
-    max_batch: int
-    kv_bytes: int
-    token_bytes: int
-    prefill_step: int
-    shared_step: int = 512
-
-    def needed_bytes(self, rows: int, longest: int) -> int:
-        """Return the most that a batch takes, in which every row is as long as the longest.
-
-        A cache that began with a remembered prompt grows by `KV_STEP` from there.
-        """
-        return rows * (longest + KV_STEP) * self.token_bytes
 
 
 class Scheduler:
@@ -147,8 +118,6 @@ class Scheduler:
         self._store.save()
         self._unsaved_since = None
 
-    # --- answers under way
-
     def _take(self, one: Drawn | Broken) -> list[Event]:
         """Return what there is to tell of a step for one sequence."""
         answering = self._running[one.key]
@@ -194,8 +163,6 @@ class Scheduler:
             self._waiting.appendleft(latest)
         self._store.shrink(max(0, self._limits.kv_bytes - needed))
 
-    # --- prompts
-
     def _advance(self) -> list[Event]:
         """Compute a part of the next prompt; return what there is to tell."""
         answering: Answering | None = None
@@ -226,7 +193,7 @@ class Scheduler:
             answering.begun_s = time.monotonic()
             self._store.shrink(max(0, self._limits.kv_bytes - needed))
             self._waiting.popleft()
-            self._scoring = (answering, self._scored(answering))
+            self._scoring = (answering, scored(self._model, self._tokenizer, answering))
             return [Started(answering.key, 0)]
         found = self._store.find(answering.tokens)
         self._store.shrink(max(0, self._limits.kv_bytes - needed))  # it may be what was found
@@ -273,25 +240,6 @@ class Scheduler:
             return answering.end("length")
         self._waiting.appendleft(answering)
         return []
-
-    def _scored(self, answering: Answering) -> Iterator[list[Event]]:
-        """Yield the pieces of a prompt, with log-probabilities where they are wanted."""
-        tokens, top = answering.tokens, answering.wanted.top_logprobs
-        if top is None:
-            text = str(self._tokenizer.decode(tokens))
-            yield [Piece(answering.key, "prompt", text, 0)]
-            return
-        before: mx.array | None = None
-        done = 0
-        for logprobs in prompt_logprobs(self._model, tokens, _SCORE_STEP):
-            part = tokens[done : done + len(logprobs)]
-            scored: list[TokenLogprob] = []
-            for place, token in enumerate(part):
-                scored.append(token_logprob(token, before, top, self._tokenizer))
-                before = logprobs[place]
-            done += len(part)
-            text = "".join(one.text for one in scored)
-            yield [Piece(answering.key, "prompt", text, 0, scored)]
 
 
 def _failed(request: int, error: Exception) -> Failed:

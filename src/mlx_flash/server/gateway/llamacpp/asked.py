@@ -14,7 +14,7 @@ _MOST_TOKEN = 2**31 - 1
 _BANNED = -100.0
 
 
-class CompletionBody(BaseModel):
+class LlamaCompletionBody(BaseModel):
     """The body of /completion; `prompt` is a text or a list of tokens.
 
     `grammar` is in Lark's notation, not in llama.cpp's own.
@@ -43,7 +43,7 @@ class CompletionBody(BaseModel):
     return_progress: bool | None = None
 
 
-def wanted(body: CompletionBody) -> Generate:
+def wanted(body: LlamaCompletionBody) -> Generate:
     """Return the request to the worker.
 
     Raises:
@@ -120,7 +120,7 @@ def _one_bias(pair: Any) -> tuple[int, float]:
     )
 
 
-def _grammar(body: CompletionBody) -> Grammar | None:
+def _grammar(body: LlamaCompletionBody) -> Grammar | None:
     if body.json_schema is not None:
         if body.grammar:
             raise RequestError("invalid", "grammar: send it or json_schema, not both.", "grammar")

@@ -2,31 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from ...messages import ChatPrompt
 from .. import turns
+from ..tool_fields import Call, Fields, Tool, offered
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Function(_Body):
-    """A function that was called."""
-
-    name: str
-    arguments: Any = None
-
-
-class Call(_Body):
-    """A call in an earlier message."""
-
-    id: str | None = None
-    function: Function
-
-
-class Message(_Body):
+class Message(Fields):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -37,21 +18,7 @@ class Message(_Body):
     tool_calls: list[Call] | None = None
 
 
-class Signature(_Body):
-    """A function that may be called; `parameters` are a JSON schema."""
-
-    name: str
-    description: str | None = None
-    parameters: Any = None
-
-
-class Tool(_Body):
-    """A tool that may be called."""
-
-    function: Signature
-
-
-class Chat(_Body):
+class Chat(Fields):
     """A conversation, with the tools and the template's options that belong to it."""
 
     messages: list[Message] | None = None
@@ -68,10 +35,7 @@ def chat_prompt(body: Chat) -> ChatPrompt:
     """
     return turns.chat_prompt(
         [_turn(number, message) for number, message in enumerate(body.messages or ())],
-        [
-            turns.tool(tool.function.name, tool.function.description, tool.function.parameters)
-            for tool in body.tools or ()
-        ],
+        offered(body.tools),
         body.chat_template_kwargs,
         continue_last=bool(body.continue_final_message),
     )

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from ...messages import Finished, Piece, Prefilled, Started, TokenLogprob
-from ..backend import Answer, RequestError, backend_of
+from ..backend import Answer, RequestError, backend_of, card_of
 from ..collected import collect
 from ..errors import llamacpp_error
 from ..streams import (
@@ -22,8 +22,9 @@ from ..streams import (
     sse,
     unless_gone,
 )
-from .asked import CompletionBody, wanted
-from .state import ERRORS, card_of
+from ..timings import Timings, timings_of
+from .asked import LlamaCompletionBody, wanted
+from .state import ERRORS
 
 router = APIRouter()
 
@@ -49,7 +50,7 @@ class Completion(BaseModel):
     stopping_word: str
     has_new_line: bool
     generation_settings: dict[str, Any]
-    timings: dict[str, float]
+    timings: Timings
     completion_probabilities: list[dict[str, Any]] | None = None
 
 
@@ -58,7 +59,7 @@ class Completion(BaseModel):
     response_model=None,
     responses={200: {"model": Completion, "content": _EVENTS}, **ERRORS},
 )
-async def completion(request: Request, body: CompletionBody) -> Response:
+async def completion(request: Request, body: LlamaCompletionBody) -> Response:
     """Go on where a text ends, at once or, with `stream`, event by event."""
     backend = backend_of(request)
     part = _Parts(body, body.model or card_of(backend).name)
@@ -94,7 +95,7 @@ async def _stream(answer: Answer, part: "_Parts") -> AsyncGenerator[bytes, None]
 class _Parts:
     """Writes the events of one completion."""
 
-    def __init__(self, body: CompletionBody, model: str) -> None:
+    def __init__(self, body: LlamaCompletionBody, model: str) -> None:
         self.body = body
         self.cached_tokens = 0
         self._model = model
@@ -134,7 +135,7 @@ class _Parts:
             "stopping_word": end.stop_text or "",
             "has_new_line": self._has_new_line or "\n" in text,
             "generation_settings": self._settings(),
-            "timings": timings(end),
+            "timings": timings_of([end]).model_dump(),
         }
 
     def _part(self, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
@@ -153,29 +154,9 @@ class _Parts:
     def _settings(self) -> dict[str, Any]:
         """Return what the request asked for, but for the prompt and what means nothing here."""
         asked = self.body.model_dump(
-            include=CompletionBody.model_fields.keys() - {"prompt", "model"}, exclude_none=True
+            include=LlamaCompletionBody.model_fields.keys() - {"prompt", "model"}, exclude_none=True
         )
         return {"model": self._model, **asked}
-
-
-def timings(end: Finished) -> dict[str, float]:
-    """Return how fast an answer was, in llama.cpp's names."""
-    computed = end.prompt_tokens - end.cached_tokens
-    return {
-        "cache_n": end.cached_tokens,
-        "prompt_n": computed,
-        "prompt_ms": end.prefill_s * 1000,
-        "prompt_per_token_ms": _ratio(end.prefill_s * 1000, computed),
-        "prompt_per_second": _ratio(computed, end.prefill_s),
-        "predicted_n": end.completion_tokens,
-        "predicted_ms": end.decode_s * 1000,
-        "predicted_per_token_ms": _ratio(end.decode_s * 1000, end.completion_tokens),
-        "predicted_per_second": _ratio(end.completion_tokens, end.decode_s),
-    }
-
-
-def _ratio(much: float, of: float) -> float:
-    return much / of if of else 0.0
 
 
 def _probability(one: TokenLogprob) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from .... import __version__
 from ...messages import ModelCard
-from ..backend import Backend, RequestError, backend_of
+from ..backend import RequestError, backend_of, card_of
 
 RANDOM_SEED = 2**32 - 1
 """What llama.cpp's clients send for no seed of their own, as they do -1."""
@@ -101,17 +101,6 @@ async def slots(request: Request, fail_on_no_slot: str = "") -> list[Slot]:
     if fail_on_no_slot not in ("", "0", "false") and running == card.max_batch:
         raise RequestError("unavailable", "no slot is free: try again in a while.")
     return [_slot(card, number, number < running) for number in range(card.max_batch)]
-
-
-def card_of(backend: Backend) -> ModelCard:
-    """Return the card of the model.
-
-    Raises:
-        RequestError: it is not loaded yet.
-    """
-    if backend.card is None:
-        raise RequestError("unavailable", "the model is not loaded: try again in a while.")
-    return backend.card
 
 
 def _slot(card: ModelCard, number: int, is_busy: bool) -> Slot:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 from ..bounds import (
     Int64,
@@ -14,6 +14,7 @@ from ..bounds import (
     StopTexts,
     Temperature,
 )
+from ..tool_fields import Call, Fields, Tool
 
 _NO_TIME = re.compile(r"[+-]?0+(\.0*)?(ns|us|µs|ms|s|m|h)?")
 _EFFORTS = ("low", "medium", "high", "max")
@@ -31,11 +32,7 @@ def _check_think(think: Any) -> Any:
     return think
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Options(_Body):
+class Options(Fields):
     """How tokens are drawn. Options of the machine, such as `num_ctx`, say nothing here."""
 
     temperature: Temperature | None = None
@@ -50,21 +47,7 @@ class Options(_Body):
     frequency_penalty: Penalty | None = None
 
 
-class Function(_Body):
-    """A function that was called; `arguments` are an object."""
-
-    name: str
-    arguments: Any = None
-
-
-class Call(_Body):
-    """A call in an earlier message."""
-
-    id: str | None = None
-    function: Function
-
-
-class Message(_Body):
+class Message(Fields):
     """A message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool", "developer", "function"]
@@ -76,21 +59,7 @@ class Message(_Body):
     tool_call_id: str | None = None
 
 
-class Signature(_Body):
-    """A function that may be called; `parameters` are a JSON schema."""
-
-    name: str
-    description: str | None = None
-    parameters: Any = None
-
-
-class Tool(_Body):
-    """A tool that may be called."""
-
-    function: Signature
-
-
-class Asked(_Body):
+class Asked(Fields):
     """What /api/chat and /api/generate have in common."""
 
     model: Name | None = None
@@ -108,7 +77,7 @@ class Asked(_Body):
         return self.keep_alive is not None and bool(_NO_TIME.fullmatch(str(self.keep_alive)))
 
 
-class OllamaChat(Asked):
+class OllamaChatBody(Asked):
     """The body of /api/chat. Without messages it loads or unloads the model."""
 
     messages: list[Message] | None = None
@@ -125,7 +94,7 @@ class GenerateBody(Asked):
     images: list[Any] | None = None
 
 
-class NameBody(_Body):
+class NameBody(Fields):
     """A body that names a model, under the key of today or the one before."""
 
     model: Name | None = Field(None, validation_alias=AliasChoices("model", "name"))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...messages import ModelCard
-from ..backend import Backend, RequestError, backend_of
+from ..backend import backend_of, card_of
 from .answers import Problem, now
 from .asked import NameBody
 
@@ -171,17 +171,6 @@ async def show(request: Request, body: ShowBody) -> Shown:
         capabilities=capabilities,
         modified_at=_SINCE,
     )
-
-
-def card_of(backend: Backend) -> ModelCard:
-    """Return the card of the model.
-
-    Raises:
-        RequestError: it is not loaded yet.
-    """
-    if backend.card is None:
-        raise RequestError("unavailable", "the model is not loaded: try again in a while.")
-    return backend.card
 
 
 def _details(card: ModelCard) -> Details:

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from ..backend import RequestError, backend_of
+from ..backend import RequestError, backend_of, card_of
 from ..streams import encode, line_stream
 from .asked import NameBody
-from .catalog import ERRORS, card_of
+from .catalog import ERRORS
 
 router = APIRouter()
 

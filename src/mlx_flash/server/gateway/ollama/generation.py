@@ -12,7 +12,7 @@ from ..collected import collect
 from ..errors import ollama_error
 from ..streams import ACCEPT_S, KEEP_ALIVE_S, begun, encode, line_stream, unless_gone
 from .answers import ChatPart, GeneratePart, Lines, Problem
-from .asked import Asked, GenerateBody, OllamaChat
+from .asked import Asked, GenerateBody, OllamaChatBody
 from .prompts import chat_prompt, text_prompt, wanted
 
 router = APIRouter()
@@ -29,7 +29,7 @@ def _described(part: type[ChatPart] | type[GeneratePart]) -> dict[int | str, dic
 
 
 @router.post("/api/chat", response_model=None, responses=_described(ChatPart))
-async def chat(request: Request, body: OllamaChat) -> Response:
+async def chat(request: Request, body: OllamaChatBody) -> Response:
     """Answer a conversation, line by line or, with `stream` false, at once."""
     backend = backend_of(request)
     lines = Lines(_name(body, backend), "chat")

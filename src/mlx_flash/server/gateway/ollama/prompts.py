@@ -6,10 +6,11 @@ from typing import Any
 from ...messages import ChatPrompt, Generate, Grammar, ModelCard, Prompt, Sampling, TextPrompt
 from .. import turns
 from ..backend import RequestError
-from .asked import Asked, GenerateBody, Message, OllamaChat, Options
+from ..tool_fields import offered
+from .asked import Asked, GenerateBody, Message, OllamaChatBody, Options
 
 
-def chat_prompt(body: OllamaChat, card: ModelCard | None) -> ChatPrompt:
+def chat_prompt(body: OllamaChatBody, card: ModelCard | None) -> ChatPrompt:
     """Return the prompt of a chat.
 
     Raises:
@@ -21,10 +22,7 @@ def chat_prompt(body: OllamaChat, card: ModelCard | None) -> ChatPrompt:
     _check_model(card, tools=bool(body.tools), think=body.think)
     return turns.chat_prompt(
         _turns(messages),
-        [
-            turns.tool(tool.function.name, tool.function.description, tool.function.parameters)
-            for tool in body.tools or ()
-        ],
+        offered(body.tools),
         _template_options(body.think),
         continue_last=not (messages and messages[-1].tool_calls),
     )

@@ -5,14 +5,14 @@ from fastapi.responses import Response
 
 from ...messages import Generate
 from ..backend import RequestError, backend_of
-from ..streams import event_stream, unless_gone
+from ..streams import begun, event_stream, unless_gone
 from .chat_body import ChatBody
 from .chat_writer import ChatWriter
 from .conversation import grammar_of, prompt_of
 from .counts import Heading
 from .replies import ChatChunk, ChatReply, streamed_or
 from .side_by_side import collect_all, submit_all
-from .streaming import begun, stream
+from .streaming import stream
 from .tools import Tools, tools_of
 
 router = APIRouter()
@@ -29,7 +29,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     answers = await submit_all(backend, _wanted(body, tools))
     writer = ChatWriter(body, tools, Heading.of("chatcmpl", body.model, backend))
     if body.stream:
-        return event_stream(await begun(stream(answers, writer)))
+        return event_stream(await begun(request, stream(answers, writer)))
     collected = await unless_gone(request, collect_all(answers))
     return Response(writer.reply(collected).json_text(), media_type="application/json")
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from ...messages import Finished, Piece, ToolCall
 from ..collected import Collected
+from ..timings import timings_of
 from .chat_body import ChatBody
-from .counts import Heading, timings_of, usage_of
+from .counts import Heading, usage_of
 from .probabilities import chat_logprobs
 from .replies import (
     CallReply,

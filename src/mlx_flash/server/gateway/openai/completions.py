@@ -9,13 +9,14 @@ from fastapi.responses import Response
 from ...messages import Finished, Piece, TokenLogprob, ToolCall
 from ..backend import backend_of
 from ..collected import Collected
-from ..streams import event_stream, unless_gone
+from ..streams import begun, event_stream, unless_gone
+from ..timings import timings_of
 from .completion_body import CompletionBody
-from .counts import Heading, timings_of, usage_of
+from .counts import Heading, usage_of
 from .probabilities import TextLogprobsWriter
 from .replies import PromptProgress, TextChoice, TextLogprobs, TextReply, streamed_or
 from .side_by_side import collect_all, submit_all
-from .streaming import begun, stream
+from .streaming import stream
 
 router = APIRouter()
 
@@ -28,7 +29,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     answers = await submit_all(backend, body.wanted())
     writer = TextWriter(body, len(answers), Heading.of("cmpl", body.model, backend))
     if body.stream:
-        return event_stream(await begun(stream(answers, writer)))
+        return event_stream(await begun(request, stream(answers, writer)))
     collected = await unless_gone(request, collect_all(answers))
     return Response(writer.reply(collected).json_text(), media_type="application/json")
 

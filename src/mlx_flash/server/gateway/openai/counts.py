@@ -1,4 +1,4 @@
-"""How an answer ended, in the words of the API: tokens, times, and what each reply begins with."""
+"""How an answer ended, in the words of the API: tokens, and what each reply begins with."""
 
 import time
 import uuid
@@ -9,7 +9,7 @@ from typing import Any
 from .... import __version__
 from ...messages import Finished
 from ..backend import Backend
-from .replies import CachedTokens, ReasoningTokens, Timings, Usage
+from .replies import CachedTokens, ReasoningTokens, Usage
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,3 @@ def usage_of(ends: Sequence[Finished], num_answers: int) -> Usage:
         prompt_tokens_details=CachedTokens(cached_tokens=sum(e.cached_tokens for e in prompts)),
         completion_tokens_details=ReasoningTokens(reasoning_tokens=reasoning_tokens),
     )
-
-
-def timings_of(ends: Sequence[Finished], num_answers: int) -> Timings:
-    """Return the speeds of all answers, which are computed side by side."""
-    prompts = ends[::num_answers]
-    cached = sum(end.cached_tokens for end in prompts)
-    computed = sum(end.prompt_tokens for end in prompts) - cached
-    predicted = sum(end.completion_tokens for end in ends)
-    prefill_s = max(end.prefill_s for end in prompts)
-    decode_s = max(end.decode_s for end in ends)
-    return Timings(
-        cache_n=cached,
-        prompt_n=computed,
-        prompt_ms=1000 * prefill_s,
-        prompt_per_token_ms=_ratio(1000 * prefill_s, computed),
-        prompt_per_second=_ratio(computed, prefill_s),
-        predicted_n=predicted,
-        predicted_ms=1000 * decode_s,
-        predicted_per_token_ms=_ratio(1000 * decode_s, predicted),
-        predicted_per_second=_ratio(predicted, decode_s),
-    )
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 0.0

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ..timings import Timings
+
 
 class Reply(BaseModel):
     """A part of an answer."""
@@ -48,20 +50,6 @@ class Usage(Reply):
     total_tokens: int
     prompt_tokens_details: CachedTokens
     completion_tokens_details: ReasoningTokens
-
-
-class Timings(Reply):
-    """Speeds, in the words of llama.cpp: the prompt is prefill, what is predicted is decode."""
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_token_ms: float
-    prompt_per_second: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_token_ms: float
-    predicted_per_second: float
 
 
 class PromptProgress(Reply):

@@ -1,7 +1,7 @@
 """The stream of one or more answers as server-sent events, whatever their chunks look like."""
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -35,31 +35,15 @@ class Writer(Protocol):
         """Return what comes after the last chunk of the last answer."""
 
 
-async def begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Return a stream whose first chunk is there: what was refused before it has an HTTP status.
-
-    Raises:
-        RequestError: the request is refused.
-    """
-    first = await anext(chunks)
-    return _continued(first, chunks)
-
-
-async def _continued(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(rest) as chunks:  # type: ignore[type-var]
-        yield first
-        async for chunk in chunks:
-            yield chunk
-
-
-async def stream(answers: Sequence[Answer], writer: Writer) -> AsyncIterator[bytes]:
-    """Yield the answers as events, interleaved as they come.
+async def stream(answers: Sequence[Answer], writer: Writer) -> AsyncGenerator[bytes, None]:
+    """Yield nothing when all answers are accepted, then their events, interleaved as they come.
 
     Raises:
         RequestError: one is refused, before the first chunk; what fails later is an event.
     """
     async with entered(answers):
         await all_accepted(answers, ACCEPT_S)
+        yield b""
         opening = _sent(writer.opening(index) for index in range(len(answers)))
         for chunk in list(opening) or [comment("accepted")]:
             yield chunk

@@ -1,4 +1,4 @@
-"""The KV cache of a model with the tokens that it holds: what a prompt repeats is not computed."""
+"""The KV cache of one conversation with the tokens that it holds: a next turn computes the rest."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -9,7 +9,7 @@ from mlx.nn.layers.base import Module
 from ..streaming import adapter
 
 
-class PromptCache:
+class ConversationCache:
     """What a model remembers of the tokens that it was last called with.
 
     `entries` are mlx-lm's prompt cache, which a call of the model changes. `tokens` are those that
