@@ -337,7 +337,7 @@ def test_a_client_that_hangs_up_is_an_abort() -> None:
 
 def test_the_link_tells_of_submitted_cancelled_and_refused_requests() -> None:
     async def tell() -> list[tuple[Generate, Any]]:
-        link = WorkerLink(WorkerOptions(), QueueOptions(max_waiting=1))
+        link = WorkerLink(WorkerOptions(max_batch=1), QueueOptions(max_waiting=1))
         told: list[tuple[Generate, Any]] = []
         link.watch = lambda wanted, event: told.append((wanted, event))
         async with link.submit(WANTED):

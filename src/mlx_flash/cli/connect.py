@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import OptionError
 from .clients.server import DEFAULT_URL, KEY_VARIABLE
 from .options import AsJson
 
@@ -48,6 +49,8 @@ def command(
     """Show what a coding agent, editor or chat program needs to use the server, or write it."""
     from .clients.registry import CLIENTS, find_client
 
+    if name is None and write:
+        raise OptionError("there is no client to write for: give its name, see mlx-flash connect.")
     if name is None:
         _print_clients(CLIENTS, as_json)
         return
@@ -57,6 +60,11 @@ def command(
     found = discover(url, api_key or None, model, context)
     notes = Console(stderr=True, highlight=False, markup=False)
     notes.print(found.note, soft_wrap=True)
+    if write and found.refused and not (model and context):
+        raise OptionError(
+            f"the server at {found.server.url} did not say what it serves: give its --api-key, or "
+            "--model and --context."
+        )
     setup = client.setup(found.server, os.environ)
     shown, changes = setup, None
     if write:

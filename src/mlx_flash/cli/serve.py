@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import READERS, CacheOptions, MemoryLimit, ReadOptions
+from ..config import (
+    READERS,
+    CacheOptions,
+    KernelOptions,
+    MemoryLimit,
+    ReadOptions,
+    check_either,
+)
 from ..errors import OptionError
 from ..folders import profile_folder, prompt_cache_folder, warm_start_folder
 from ..server.options import AccessOptions, QueueOptions, WorkerOptions
@@ -32,7 +39,8 @@ ApiKey = Annotated[
     list[str] | None,
     typer.Option(
         "--api-key",
-        help=f"Key that clients must send; may be given more than once, or in {_KEY_VARIABLE}.",
+        help="Key that clients must send, 8 characters or more; may be given more than once, or in "
+        f"{_KEY_VARIABLE}.",
     ),
 ]
 ApiKeyFile = Annotated[
@@ -121,7 +129,7 @@ def command(
         origins=tuple(allow_origin or ()),
         hosts=tuple(allow_host or ()),
     )
-    MemoryLimit.parse(memory)
+    _check_now(memory, capacity, policy, kernels, reader)
     worker = WorkerOptions(
         model=model,
         memory=memory,
@@ -150,6 +158,15 @@ def command(
         worker,
         lambda line: console.print(f"mlx-flash: {line}", soft_wrap=True),
     )
+
+
+def _check_now(
+    memory: str | None, capacity: int | None, policy: str, kernels: str | None, reader: str
+) -> None:
+    """Refuse options that make no sense before anything is started."""
+    check_either(MemoryLimit.parse(memory), CacheOptions(policy=policy, capacity=capacity))
+    KernelOptions(kernels=kernels)
+    ReadOptions.direct_by(reader)
 
 
 def _text(path: Path | None) -> str | None:

@@ -43,6 +43,15 @@ class QuantizedKV:
         self._idx = 0
         self._dtype = mx.float32
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedKV":
+        """Return a copy that shares memory until either is changed."""
+        twin = QuantizedKV(self.bits_kept)
+        twin.keys, twin.values = self.keys, self.values
+        twin._change(lambda part: part[...])  # arrays of its own: they are written to in place
+        twin.offset, twin.left_padding = self.offset, self.left_padding
+        twin._idx, twin._dtype = self._idx, self._dtype
+        return twin
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Add keys and values `[B, H, n, D]`; return all there are, as floats."""
         start, end = self._idx, self._idx + keys.shape[2]

@@ -136,6 +136,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 
     `context_tokens` is the most that one request may have, prompt and answer. `layers` and
     `capacity` are of the streamed experts: how many layers, slots per layer; 0 when resident.
+    `sampling` is how tokens are drawn for requests that do not say.
     `lossy` lists what makes answers differ from the model's own; empty when they are exact.
     """
 
@@ -161,6 +162,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     kernels: str
     max_batch: int
     lossy: list[str] = []
+    sampling: Sampling = Sampling()
 
 
 class Loading(Struct, frozen=True, tag=True):

@@ -19,11 +19,15 @@ _MAX_ANSWER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Discovery:
-    """A server, whether it runs, and what to tell the user about that."""
+    """A server, whether it runs, and what to tell the user about that.
+
+    `refused`: it asks for another key, and so did not say what it serves.
+    """
 
     server: Server
     running: bool
     note: str
+    refused: bool = False
 
 
 def discover(
@@ -45,7 +49,9 @@ def discover(
         with error:
             refused = error.code in (401, 403)
         why = "wants another --api-key" if refused else f"answers with status {error.code}"
-        return Discovery(fallback, False, _assuming(f"the server at {base} {why}", fallback))
+        return Discovery(
+            fallback, False, _assuming(f"the server at {base} {why}", fallback), refused
+        )
     except (OSError, HTTPException, ValueError):
         note = _assuming(f"no server is running at {base}", fallback)
         return Discovery(fallback, False, f"{note}: mlx-flash serve starts one.")

@@ -98,7 +98,8 @@ class Access:
             found |= hmac.compare_digest(given.encode(), key.encode())
         if not found:
             raise RequestError(
-                "unauthorized", "this server asks for a key: send Authorization: Bearer KEY."
+                "unauthorized",
+                "this server asks for a key: send Authorization: Bearer KEY, or x-api-key: KEY.",
             )
 
     async def _answer_preflight(

@@ -82,6 +82,7 @@ class WorkerLink:
         self._queue_options = queue
         self._notice = notice
         self._numbers = itertools.count(1)
+        self._most_answers = worker.max_batch + queue.max_waiting
         self._answers: dict[int, LiveAnswer] = {}
         self._questions = Questions(self._send)
         self._process: WorkerProcess | None = None
@@ -97,8 +98,8 @@ class WorkerLink:
         if self.failure is not None:
             why = f"the model is not loaded: {self.failure.message}"
             raise self._refused(wanted, "unavailable", why)
-        if len(self._answers) >= self._queue_options.max_waiting:
-            why = f"{len(self._answers)} requests wait already: ask again later."
+        if len(self._answers) >= self._most_answers:
+            why = f"the line is full with {len(self._answers)} requests: ask again later."
             raise self._refused(wanted, "overloaded", why)
         number = next(self._numbers)
         wanted, timeout_s = numbered(wanted, number), self._queue_options.timeout_s
@@ -149,6 +150,11 @@ class WorkerLink:
             self._send(framed(Cancel(answer.wanted.request)))
             self.watch(answer.wanted, Cancel(answer.wanted.request))
 
+    @property
+    def under_way(self) -> int:
+        """How many requests are not answered yet."""
+        return len(self._answers)
+
     def start(self) -> None:
         """Keep a worker running from now on."""
         self._running = asyncio.create_task(self._keep_running())
@@ -158,19 +164,21 @@ class WorkerLink:
         """The number of the worker's process, if there is one."""
         return self._process.pid if self._process else None
 
-    async def stop(self) -> None:
-        """Refuse new requests, wait for the answers under way, end the worker."""
+    async def stop(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Refuse new requests, wait for the answers under way unless `hurried`, end the worker."""
         self.state, self._stopping = "stopping", True
         deadline = time.monotonic() + self._queue_options.drain_s
         while self._answers and time.monotonic() < deadline and self._process is not None:
+            if hurried():
+                break
             await asyncio.sleep(0.05)
+        self._fail_all("the server is stopping: ask again later.")
         self._send(framed(Stop()))
         if self._running is not None and self._process is not None:
             await asyncio.wait({self._running}, timeout=self._queue_options.drain_s)
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        self._fail_all("the server is stopping: ask again later.")
 
     async def _keep_running(self) -> None:
         died = 0  # in a row, without having been ready

@@ -123,7 +123,9 @@ class ServerCollector(Collector):
             "mlx_flash_worker_restarts", "Workers that died and were replaced.", backend.restarts
         )
         failed = CounterMetricFamily(
-            "mlx_flash_requests_failed", "Requests that failed or were refused.", labels=["kind"]
+            "mlx_flash_requests_failed",
+            "Requests that failed, or that the model's process refused.",
+            labels=["kind"],
         )
         for kind, number in self._requests.failed.items():
             failed.add_metric([kind], number)

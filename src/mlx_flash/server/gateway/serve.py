@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -40,9 +41,10 @@ def _listen(access: AccessOptions) -> socket.socket:
         listening.bind((access.host, access.port))
     except OSError as error:
         listening.close()
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise OptionError(
             f"cannot listen on {access.host}:{access.port}: {error.strerror or error}; "
-            "choose another --port."
+            f"choose another {other}."
         ) from error
     return listening
 
@@ -72,7 +74,7 @@ async def _serve(
         limit_concurrency=None,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, link)
+    server = _Server(config, link, notice)
     notice(f"listening on http://{shown}:{port}")
     ending = asyncio.create_task(_end_on_failure(link, server))
     try:
@@ -88,15 +90,21 @@ async def _serve(
 class _Server(uvicorn.Server):
     """Lets answers under way end before it closes its connections."""
 
-    def __init__(self, config: uvicorn.Config, link: WorkerLink) -> None:
+    def __init__(
+        self, config: uvicorn.Config, link: WorkerLink, notice: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
         self._link = link
+        self._notice = notice
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
-        if not self.force_exit:
-            await self._link.stop()
+        if self._link.under_way:
+            self._notice(f"stopping after {self._link.under_way} answers; Ctrl-C stops now.")
+        await self._link.stop(hurried=lambda: self.force_exit)
+        self.force_exit = False  # what is left ends by itself: its answers have failed
         await super().shutdown(sockets)
+        self._notice("stopped.")
 
 
 async def _end_on_failure(link: WorkerLink, server: uvicorn.Server) -> None:

@@ -12,6 +12,7 @@ from ...engine.profiles import find_profile, load_experts
 from ...engine.prompt_store import PromptStore
 from ...engine.sampling import SamplingOptions
 from ...errors import MemoryPlanError
+from ...planner.memory import gigabytes
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
@@ -91,7 +92,8 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         Path(options.prompt_cache) if options.prompt_cache and not options.kv_bits else None,
         options.prompt_cache_bytes,
     )
-    card = card_of(loaded, files.tokenizer, name, context, options)
+    sampling = _sampling(options, files.checkpoint.folder)
+    card = card_of(loaded, files.tokenizer, name, context, options, sampling)
     vocabulary = _vocabulary(files)
     return Served(
         loaded,
@@ -100,7 +102,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         card,
         limits,
         store,
-        _sampling(options, files.checkpoint.folder),
+        sampling,
         _remarks(loaded, card, options.profile),
     )
 
@@ -170,6 +172,12 @@ def _remarks(loaded: LoadedModel, card: ModelCard, profile: str | None) -> list[
         unused = ", and --profile not used" if profile else ""
         why = loaded.plan.why_resident
         remarks.append(f"running resident, nothing is streamed{unused}: {why}.")
+    else:
+        slots, experts = card.capacity, card.experts_per_layer
+        remarks.append(
+            f"{slots} of {experts} experts per layer in memory; the model takes "
+            f"{gigabytes(loaded.plan.total_bytes)} of {gigabytes(loaded.plan.limit_bytes)}."
+        )
     trained = card.trained_context_tokens
     if trained and card.context_tokens > trained:
         remarks.append(

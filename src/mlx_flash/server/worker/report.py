@@ -9,10 +9,11 @@ import mlx.core as mx
 from ...engine.backend import backend_name
 from ...engine.load import LoadedModel
 from ...engine.plan import default_curve
+from ...engine.sampling import SamplingOptions
 from ...streaming.expert_stream import ExpertStream
 from ...telemetry import machine
 from ...telemetry.counters import StreamCounters
-from ..messages import LayerHits, ModelCard, Snapshot
+from ..messages import LayerHits, ModelCard, Sampling, Snapshot
 from ..options import WorkerOptions
 from .scheduler import Scheduler
 
@@ -20,7 +21,12 @@ _GAIN_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 def card_of(
-    loaded: LoadedModel, tokenizer: Any, name: str, context_tokens: int, options: WorkerOptions
+    loaded: LoadedModel,
+    tokenizer: Any,
+    name: str,
+    context_tokens: int,
+    options: WorkerOptions,
+    sampling: SamplingOptions,
 ) -> ModelCard:
     """Return what clients may know of a model."""
     config, plan = loaded.checkpoint.config, loaded.plan
@@ -51,6 +57,7 @@ def card_of(
         backend=backend_name(),
         kernels=loaded.kernels.name,
         max_batch=options.max_batch,
+        sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p),
         lossy=[f"the KV cache is kept in {options.kv_bits} bits"] if options.kv_bits else [],
     )
 

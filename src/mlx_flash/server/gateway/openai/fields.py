@@ -20,6 +20,7 @@ MAX_ANSWERS = 128
 """The most answers that one request may ask for, over all its prompts."""
 
 _INT64 = 2**63
+_APART = 0x2545F4914F6CDD1D  # so that seeds 1 and 2 share no answers
 
 
 def _whole(value: Any) -> Any:
@@ -130,5 +131,5 @@ class AnswerFields(Body):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            seed=None if self.seed is None else (self.seed + nth) % _INT64,
+            seed=None if self.seed is None else (self.seed + nth * _APART) % _INT64,
         )

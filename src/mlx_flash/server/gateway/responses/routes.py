@@ -46,8 +46,7 @@ async def create(body: ResponseRequest, request: Request) -> Response:
     toolbox = Toolbox(body.tools or [])
     choice = toolbox.choose(body.tool_choice)
     question = question_of(body, prompt_of(body, items, toolbox), choice)
-    model = backend.card.name if backend.card else ""
-    running = begin(body, model, toolbox, choice, items, store)
+    running = begin(body, backend.card, toolbox, choice, items, store)
     answer = backend.submit(question)
     if not body.stream:
         response = await unless_gone(request, whole(answer, running))

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ...messages import Finished
+from ...messages import Finished, ModelCard, Sampling
 from ..backend import Answer, ErrorKind, RequestError
 from ..streams import ACCEPT_S, KEEP_ALIVE_S, sse
 from .items import Item, new_id
@@ -89,13 +89,14 @@ class Running:
 
 def begin(
     request: ResponseRequest,
-    model: str,
+    card: ModelCard | None,
     toolbox: Toolbox,
     choice: Choice,
     input_items: list[Item],
     store: Store,
 ) -> Running:
     """Return a response of which nothing has been made yet."""
+    drawn = card.sampling if card else Sampling()
     summary = request.thinking.summary
     summary = None if summary == "none" else summary
     response = ResponseObject(
@@ -104,25 +105,30 @@ def begin(
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,
         max_tool_calls=request.max_tool_calls,
-        model=request.model or model,
+        model=request.model or (card.name if card else ""),
         parallel_tool_calls=request.parallel_tool_calls is not False,
         previous_response_id=request.previous_response_id,
         prompt_cache_key=request.prompt_cache_key,
         reasoning=ReasoningSettings(effort=request.thinking.effort, summary=summary),
         safety_identifier=request.safety_identifier,
         store=request.store is not False,
-        temperature=1.0 if request.temperature is None else request.temperature,
+        temperature=_first(request.temperature, drawn.temperature),
         text=TextSettings(format=request.format.echo()),
         tool_choice=choice.echo,
         tools=toolbox.declared,
         top_logprobs=request.wanted_logprobs or 0,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        top_p=_first(request.top_p, drawn.top_p),
         user=request.user,
         metadata=request.metadata or {},
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
     )
     return Running(response, Output(toolbox, summary is not None), input_items, store)
+
+
+def _first(wanted: float | None, served: float | None) -> float:
+    """Return what is asked for, or what the server does, or what changes nothing."""
+    return next((value for value in (wanted, served) if value is not None), 1.0)
 
 
 async def whole(answer: Answer, running: Running) -> ResponseObject:
