@@ -15,6 +15,15 @@ RepeatPenalty = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
+def _as_whole(value: Any) -> Any:
+    """Return 5.0 as 5: JSON does not tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integral = BeforeValidator(_as_whole)
+"""Goes last in an annotation, behind the bounds."""
+
+
 def _as_list(stop: Any) -> Any:
     """Return one stop text as a list; empty ones would end every answer and are left out."""
     texts = [stop] if isinstance(stop, str) else stop

@@ -2,15 +2,8 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from . import turns
-
-
-class Fields(BaseModel):
-    """A JSON object from a client. Unknown keys are let be."""
-
-    model_config = ConfigDict(extra="allow")
+from .fields import Fields
 
 
 class Function(Fields):

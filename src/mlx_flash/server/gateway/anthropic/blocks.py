@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -11,11 +10,13 @@ from pydantic import (
     Tag,
 )
 
+from ..fields import Fields
 
-class Part(BaseModel):
+
+class Part(Fields):
     """Some part of a request."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class TextBlock(Part):
@@ -166,7 +167,7 @@ class ToolResultBlock(Part):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: ResultContent = []
+    content: ResultContent = Field(default_factory=list)
     is_error: bool | None = None
 
 

@@ -2,19 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field
 
-from ..bounds import Name, Probability, StopTexts, Temperature
-from ..soundness import check_sound
+from ..bounds import Integral, Name, Probability, StopTexts, Temperature
+from ..fields import SoundFields
 from .blocks import AnyTool, Content, Part
 
-
-def _whole(value: Any) -> Any:
-    """Return an integer for 8.0, which is one in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, Integral]
 
 
 class Turn(Part):
@@ -53,7 +47,7 @@ class OutputConfig(Part):
     format: OutputFormat | None = None
 
 
-class CountBody(Part):
+class CountBody(Part, SoundFields):
     """A conversation whose tokens are to be counted."""
 
     model: Name | None = None
@@ -64,12 +58,6 @@ class CountBody(Part):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_sound(cls, body: Any) -> Any:
-        check_sound(body)
-        return body
 
 
 class MessageBody(CountBody):

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from ...messages import ChatPrompt
 from .. import turns
-from ..tool_fields import Call, Fields, Tool, offered
+from ..fields import Fields
+from ..tool_fields import Call, Tool, offered
 
 
 class Message(Fields):

@@ -14,7 +14,8 @@ from ..bounds import (
     StopTexts,
     Temperature,
 )
-from ..tool_fields import Call, Fields, Tool
+from ..fields import Fields
+from ..tool_fields import Call, Tool
 
 _NO_TIME = re.compile(r"[+-]?0+(\.0*)?(ns|us|µs|ms|s|m|h)?")
 _EFFORTS = ("low", "medium", "high", "max")

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, StrictBool, WithJsonSchema
 
-from .fields import AnswerFields, Body, Integral, Limit
+from ..bounds import Integral
+from .fields import AnswerFields, Body, Limit
 
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {}}, {"type": "null"}]}
 _OBJECTS = {"type": "array", "items": {"type": "object"}}

@@ -6,7 +6,8 @@ from pydantic import Field, StrictBool, WithJsonSchema
 
 from ...messages import Generate, TextPrompt, TokenPrompt
 from ..backend import RequestError
-from .fields import MAX_ANSWERS, AnswerFields, Integral
+from ..bounds import Integral
+from .fields import MAX_ANSWERS, AnswerFields
 
 DEFAULT_MAX_TOKENS = 16
 _MAX_TOKEN = 2**31

@@ -5,9 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     WithJsonSchema,
@@ -15,17 +13,14 @@ from pydantic import (
 )
 
 from ...messages import Sampling
+from ..bounds import Integral
+from ..fields import Fields
 
 MAX_ANSWERS = 128
 """The most answers that one request may ask for, over all its prompts."""
 
 _INT64 = 2**63
 _APART = 0x2545F4914F6CDD1D  # so that seeds 1 and 2 share no answers
-
-
-def _whole(value: Any) -> Any:
-    """Return 5.0 as 5: JSON does not tell them apart."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _limit(value: int) -> int | None:
@@ -37,9 +32,6 @@ def _limit(value: int) -> int | None:
 def _texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
-
-Integral = BeforeValidator(_whole)
-"""Goes last in an annotation, behind the bounds."""
 
 Whole = Annotated[int, Field(strict=True, ge=-_INT64, lt=_INT64), Integral]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -61,10 +53,8 @@ Biases = Annotated[
 ]
 
 
-class Body(BaseModel):
-    """A JSON object from a client. Unknown keys are let be; `null` is a field's default."""
-
-    model_config = ConfigDict(extra="allow")
+class Body(Fields):
+    """A JSON object from a client. `null` is a field's default."""
 
 
 class StreamOptions(Body):

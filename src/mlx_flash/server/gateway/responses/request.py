@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...messages import Grammar
-from ..soundness import check_sound
+from ..fields import Fields, SoundFields
 
 _Text = Annotated[str, Field(max_length=1024)]
 _Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -15,11 +15,7 @@ LOGPROBS = "message.output_text.logprobs"
 """What `include` names to have log-probabilities."""
 
 
-class _Given(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class TextFormat(_Given):
+class TextFormat(Fields):
     """What the text of an answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -53,13 +49,13 @@ class TextFormat(_Given):
         }
 
 
-class TextOptions(_Given):
+class TextOptions(Fields):
     """Options of the answer's text."""
 
     format: TextFormat | None = None
 
 
-class ReasoningOptions(_Given):
+class ReasoningOptions(Fields):
     """How much to reason, and whether the reasoning is sent as a summary or as it is."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -76,7 +72,7 @@ class ReasoningOptions(_Given):
         }
 
 
-class PromptRequest(_Given):
+class PromptRequest(SoundFields):
     """What makes the prompt: the part of a request that tokens can be counted of."""
 
     model: str | None = None
@@ -89,12 +85,6 @@ class PromptRequest(_Given):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_sound(cls, body: Any) -> Any:
-        check_sound(body)
-        return body
 
     @field_validator("input", mode="before")
     @classmethod
