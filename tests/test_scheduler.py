@@ -124,10 +124,10 @@ def alone(served: Served, text: str, **options: Any) -> str:
 
 
 def test_answers_together_are_those_that_each_gets_alone(served: Served) -> None:
-    expected = [alone(served, question, max_tokens=24) for question in QUESTIONS]
+    expected = [alone(served, question, max_tokens=12) for question in QUESTIONS]
     desk = Desk(served)
     for number, question in enumerate(QUESTIONS):
-        desk.ask(number, question, max_tokens=24)
+        desk.ask(number, question, max_tokens=12)
         desk.run(steps=3)
     desk.run()
     assert [desk.text(number) for number in range(len(QUESTIONS))] == expected
@@ -135,10 +135,10 @@ def test_answers_together_are_those_that_each_gets_alone(served: Served) -> None
 
 
 def test_too_little_memory_makes_answers_wait_and_changes_none(served: Served) -> None:
-    expected = [alone(served, question, max_tokens=280) for question in QUESTIONS[:3]]
-    desk = Desk(served, kv_tokens=768)  # three short answers, or two that have grown
+    expected = [alone(served, question, max_tokens=120) for question in QUESTIONS[:3]]
+    desk = Desk(served, kv_tokens=900)  # three short answers, or two that have grown
     for number, question in enumerate(QUESTIONS[:3]):
-        desk.ask(number, question, max_tokens=280)
+        desk.ask(number, question, max_tokens=120)
     desk.run()
     assert [desk.text(number) for number in range(3)] == expected
     assert all(len(desk.of(number, Started)) == 1 for number in range(3))
@@ -205,9 +205,9 @@ def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None
 
 
 def test_what_is_remembered_makes_room_for_an_answer_that_grows(served: Served) -> None:
-    desk = Desk(served)
+    desk = Desk(served, kv_tokens=800)
     for number in range(3):
-        desk.ask(number, f"{number} {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+        desk.ask(number, f"{number} {QUESTIONS[3]}", max_tokens=60, sampling=ENDLESS)
         desk.run()
     assert desk.scheduler.remembered_bytes > 0
 
@@ -226,7 +226,7 @@ def test_a_conversation_of_most_of_the_memory_is_remembered(served: Served) -> N
 def test_a_prompt_that_no_longer_fits_beside_an_answer_goes_on_after_it(served: Served) -> None:
     expected = alone(served, f"2 {QUESTIONS[3]}", max_tokens=8)
     desk = Desk(served, kv_tokens=1500)
-    desk.ask(1, f"1 {QUESTIONS[3]}", max_tokens=400, sampling=ENDLESS)
+    desk.ask(1, f"1 {QUESTIONS[3]}", max_tokens=60, sampling=ENDLESS)
     desk.run(steps=8)
     desk.ask(2, f"2 {QUESTIONS[3]}", max_tokens=8)
     desk.run(steps=3)
@@ -246,7 +246,7 @@ def test_an_echoed_answer_that_is_interrupted_counts_its_prompt_once(served: Ser
     before = desk.scheduler.prompt_tokens
     for number in range(3):
         prompt = TextPrompt(text=f"{number} {QUESTIONS[3]}")
-        asked = Generate(request=number, prompt=prompt, max_tokens=200, echo=True, sampling=ENDLESS)
+        asked = Generate(request=number, prompt=prompt, max_tokens=60, echo=True, sampling=ENDLESS)
         desk.listener.take(asked)
     desk.run()
     ends = [desk.of(number, Finished)[0] for number in range(3)]
@@ -470,7 +470,7 @@ def test_a_frequency_penalty_ends_repetition(served: Served) -> None:
         desk = Desk(served)
         prompt = TextPrompt(text="x = 1\n" * 12)
         desk.listener.take(
-            Generate(request=1, prompt=prompt, max_tokens=24, sampling=Sampling(**sampling))
+            Generate(request=1, prompt=prompt, max_tokens=12, sampling=Sampling(**sampling))
         )
         desk.run()
         return desk.text(1).split()

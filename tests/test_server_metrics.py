@@ -337,11 +337,12 @@ def test_a_client_that_hangs_up_is_an_abort() -> None:
 
 def test_the_link_tells_of_submitted_cancelled_and_refused_requests() -> None:
     async def tell() -> list[tuple[Generate, Any]]:
-        link = WorkerLink(WorkerOptions(max_batch=1), QueueOptions(max_waiting=1))
+        link = WorkerLink(WorkerOptions(), QueueOptions())
         told: list[tuple[Generate, Any]] = []
         link.watch = lambda wanted, event: told.append((wanted, event))
+        link._most_answers = 1
         async with link.submit(WANTED):
-            with pytest.raises(Exception, match="wait already"):
+            with pytest.raises(Exception, match="line is full"):
                 link.submit(WANTED)
         link.failure = LoadFailed("no such model", True)
         with pytest.raises(Exception, match="not loaded"):
