@@ -34,11 +34,12 @@ from mlx_flash.server.messages import (
 )
 from mlx_flash.server.options import AccessOptions, QueueOptions, WorkerOptions
 
-_FIELDS = {int: 0, str: "", bool: False, int | None: None, list[str]: []}
+_NOTHING = {int: 0, str: "", bool: False, int | None: None}
 CARD = ModelCard(
     **{
-        field.name: {"context_tokens": 4096}.get(field.name, _FIELDS[field.type])
+        field.name: 4096 if field.name == "context_tokens" else _NOTHING[field.type]
         for field in msgspec.structs.fields(ModelCard)
+        if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
     }
 )
 
@@ -116,7 +117,8 @@ async def measure(streams: int, tokens: int, per_s: float) -> dict[str, float]:
     """Return the median, P99 and maximum of the latency, in ms, of all but the first tokens."""
     command = (sys.executable, __file__, "--pace", str(tokens), str(per_s))
     link = WorkerLink(WorkerOptions(), QueueOptions(), command=command)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(create_app(link, AccessOptions()), log_level="warning")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -35,7 +35,8 @@ def serve(
 def _listen(access: AccessOptions) -> socket.socket:
     """Return the socket to serve at, bound before any model is loaded."""
     family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
-    listening = socket.socket(family)
+    # asyncio turns the delay of small segments off for sockets that name their protocol
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((access.host, access.port))
