@@ -182,14 +182,26 @@ def test_a_prompt_is_cancelled_while_it_is_computed(served: Served) -> None:
     assert not desk.of(2, Finished)
 
 
-def test_a_prompt_is_cancelled_before_anything_of_it_is_computed(served: Served) -> None:
+def test_a_prompt_is_cancelled_while_it_waits(served: Served) -> None:
     desk = Desk(served)
     desk.ask(1, QUESTIONS[3], max_tokens=8)
-    desk.run(steps=1)
-    assert desk.of(1, Started)
     desk.listener.take(Cancel(1))
+    desk.run(steps=1)
+    assert not desk.of(1, Started)
     assert desk.scheduler.idle
     assert desk.scheduler.remembered_bytes == 0
+
+
+def test_an_answer_joins_after_one_step_of_those_under_way(served: Served) -> None:
+    desk = Desk(served)
+    desk.ask(0, QUESTIONS[0], max_tokens=40, sampling=ENDLESS)
+    desk.run(steps=2)
+    for number in (1, 2, 3):
+        desk.ask(number, QUESTIONS[number % 3], max_tokens=4, sampling=ENDLESS)
+    for number in (1, 2, 3):
+        assert not desk.of(number, Started)
+        desk.run(steps=1)
+        assert desk.scheduler.counts == (number + 1, 3 - number)
 
 
 def test_a_request_is_accepted_before_it_can_be_computed(served: Served) -> None:

@@ -99,13 +99,18 @@ class Scheduler:
             self._keep(self._batch.leave(request))
 
     def step(self) -> None:
-        """Draw a token for each answer under way, then compute a part of the next prompt."""
+        """Draw a token for each answer under way, then compute a part of the next prompt.
+
+        A prompt of one part joins in the same step: it waits for one step of others, not three.
+        """
         events: list[Event] = []
         self._make_room()
         for one in self._batch.step():
             events += self._take(one)
         self._send(events)
-        self._send(self._advance())
+        if self._prefill is None and self._scoring is None:
+            self._send(self._surviving(self._begin))
+        self._send(self._surviving(self._advance))
 
     def rest(self) -> None:
         """Do, while there is nothing to compute, what takes time: keep prompts on disk."""
@@ -163,23 +168,24 @@ class Scheduler:
             self._waiting.appendleft(latest)
         self._store.shrink(max(0, self._limits.kv_bytes - needed))
 
-    def _advance(self) -> list[Event]:
-        """Compute a part of the next prompt; return what there is to tell."""
-        answering: Answering | None = None
+    def _surviving(self, action: Callable[[], list[Event]]) -> list[Event]:
+        """Return what an action has to tell, or that the request it was about failed."""
         try:
-            if self._scoring is not None:
-                answering, scoring = self._scoring
-                return self._score(answering, scoring)
-            if self._prefill is None:
-                return self._begin()
-            answering, prefill = self._prefill
-            return self._compute(answering, prefill)
+            return action()
         except Exception as error:  # noqa: BLE001 - one prompt's trouble is not the others'
+            begun = self._prefill or self._scoring
             self._scoring = self._prefill = None
-            if answering is None:
-                answering = self._waiting.popleft()
+            answering = begun[0] if begun else self._waiting.popleft()
             self._running.pop(answering.key, None)
             return [_failed(answering.key, error)]
+
+    def _advance(self) -> list[Event]:
+        """Compute a part of the prompt that was begun; return what there is to tell."""
+        if self._scoring is not None:
+            return self._score(*self._scoring)
+        if self._prefill is not None:
+            return self._compute(*self._prefill)
+        return []
 
     def _begin(self) -> list[Event]:
         """Begin the answer that waits longest, if it fits."""
@@ -217,29 +223,31 @@ class Scheduler:
         return [] if answering.wanted.echo else [Started(answering.key, prefill.done)]
 
     def _compute(self, answering: Answering, prefill: PromptBegun) -> list[Event]:
-        """Compute the next part of a prompt, or its end."""
+        """Compute the next part of a prompt; after the last, the answer is under way."""
+        events: list[Event] = []
+        if not prefill.ready:
+            limits, done = self._limits, prefill.done
+            prefill.step(limits.shared_step if self._running else limits.prefill_step)
+            self.prefilled_tokens += prefill.done - done
+            events.append(Prefilled(answering.key, prefill.done, prefill.total))
+            if prefill.ready and not self._store.trims(prefill.total + answering.max_tokens):
+                self._keep(prefill.leave())
         if prefill.ready:
             self._batch.join(prefill)
             self._prefill = None
             self._running[answering.key] = answering
-            return []
-        limits, done = self._limits, prefill.done
-        prefill.step(limits.shared_step if self._running else limits.prefill_step)
-        self.prefilled_tokens += prefill.done - done
-        if prefill.ready and not self._store.trims(prefill.total + answering.max_tokens):
-            self._keep(prefill.leave())
-        return [Prefilled(answering.key, prefill.done, prefill.total)]
+        return events
 
     def _score(self, answering: Answering, scoring: Iterator[list[Event]]) -> list[Event]:
         """Go on with the log-probabilities of a prompt that is echoed; then begin its answer."""
         events = next(scoring, None)
         if events is not None:
             return events
+        events = answering.end("length") if answering.max_tokens == 0 else []
         self._scoring = None
-        if answering.max_tokens == 0:
-            return answering.end("length")
-        self._waiting.appendleft(answering)
-        return []
+        if answering.max_tokens > 0:
+            self._waiting.appendleft(answering)
+        return events
 
 
 def _failed(request: int, error: Exception) -> Failed:
