@@ -190,7 +190,8 @@ class WorkerLink:
             self.state, self.snapshot = "loading", None
             self.reports.clear()
             self.restarts += 1
-            self._recover()
+            if was_ready:  # else nobody was asked
+                self._recover()
             died = 0 if was_ready else died + 1
             if self.card is None and self._is_hopeless(died, how):
                 return

@@ -38,6 +38,7 @@ class Prompts:
     def __init__(self, tokenizer: TokenizerWrapper, vocabulary: int, context_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        self._longest = max(map(len, map(str.encode, tokenizer.get_vocab())), default=1)
         self.context_tokens = context_tokens
 
     def rendered(self, prompt: ChatPrompt) -> str:
@@ -64,22 +65,30 @@ class Prompts:
             raise PromptError(f"the model's chat template refuses this: {why}.") from error
         return str(rendered)
 
-    def tokens(self, prompt: Prompt, add_special: bool = True) -> tuple[list[int], str]:
+    def tokens(
+        self, prompt: Prompt, add_special: bool = True, must_fit: bool = False
+    ) -> tuple[list[int], str]:
         """Return the tokens of a prompt, and its text as far as it was rendered here.
 
+        One that `must_fit` the context is not tokenized when its length alone says that it cannot:
+        that takes seconds for megabytes.
+
         Raises:
+            ContextError: it cannot fit.
             PromptError: it is empty, has tokens that the model has not, or the template refuses it.
         """
         if isinstance(prompt, ChatPrompt):
             text = self.rendered(prompt)
+        elif isinstance(prompt, TextPrompt):
+            text = self._text(prompt)
+        else:
+            return self._known(prompt.tokens), ""
+        least = len(text) // self._longest
+        if must_fit and least >= self.context_tokens:
+            raise self._too_long(least)
+        if isinstance(prompt, ChatPrompt):
             return self.encoded(text, False), text
-        if isinstance(prompt, TextPrompt):
-            text = self._filled_in(prompt) if prompt.suffix else prompt.text
-            return self.encoded(text, add_special), ""
-        for token in prompt.tokens:
-            if not 0 <= token < self._vocabulary:
-                raise PromptError(f"the model has no token {token}: it has {self._vocabulary}.")
-        return list(prompt.tokens), ""
+        return self.encoded(text, add_special), ""
 
     def checked(self, wanted: Generate) -> tuple[list[int], str]:
         """Return the tokens of a prompt that is to be answered, and its rendered text.
@@ -88,17 +97,20 @@ class Prompts:
             ContextError: it leaves no room in the context.
             PromptError: as `tokens`, or it is empty.
         """
-        tokens, text = self.tokens(wanted.prompt)
+        tokens, text = self.tokens(wanted.prompt, must_fit=True)
         if not tokens:
             start = self._tokenizer.bos_token_id
             start = next(iter(sorted(self._tokenizer.eos_token_ids)), 0) if start is None else start
             tokens = [start]
         if len(tokens) >= self.context_tokens:
-            raise ContextError(
-                f"prompt is too long: {len(tokens)} tokens > {self.context_tokens - 1} maximum; "
-                "shorten it, or start the server with a larger --max-context."
-            )
+            raise self._too_long(len(tokens))
         return tokens, text
+
+    def _too_long(self, num_tokens: int) -> ContextError:
+        return ContextError(
+            f"prompt is too long: {num_tokens} tokens > {self.context_tokens - 1} maximum; "
+            "shorten it, or start the server with a larger --max-context."
+        )
 
     def encoded(self, text: str, add_special: bool) -> list[int]:
         """Return the tokens of a text."""
@@ -111,12 +123,18 @@ class Prompts:
         Raises:
             PromptError: the model has no such token.
         """
+        return str(self._tokenizer.decode(self._known(tokens)))
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """Return tokens of which the model has every one."""
         for token in tokens:
             if not 0 <= token < self._vocabulary:
                 raise PromptError(f"the model has no token {token}: it has {self._vocabulary}.")
-        return str(self._tokenizer.decode(list(tokens)))
+        return list(tokens)
 
-    def _filled_in(self, prompt: TextPrompt) -> str:
+    def _text(self, prompt: TextPrompt) -> str:
+        if not prompt.suffix:
+            return prompt.text
         vocabulary = self._tokenizer.get_vocab()
         for before, after, middle in _FILL_IN:
             if before in vocabulary and after in vocabulary and middle in vocabulary:

@@ -125,13 +125,14 @@ class Worker:
                 yield self._inbox.get_nowait()
 
     def _listen(self) -> None:
-        """Hear the gateway, which asks once it is told `Ready`.
+        """Hear the gateway, which asks once it is told `Ready`; before, it only says stop.
 
         When it goes, also while the model is being loaded, end: nobody is left to answer to.
         """
         try:
             for message in self._end.received():
-                assert self._listener is not None, "asked before it was ready"
+                if self._listener is None:
+                    break
                 self._listener.take(message)
         finally:  # whatever happens: a worker that hears nobody must not stay
             self._stopping = True

@@ -1,0 +1,50 @@
+"""From prompts to tokens: what cannot fit is refused by its length, before it is tokenized."""
+
+from typing import Any
+
+import pytest
+
+from mlx_flash.engine.find import bundled_model
+from mlx_flash.server.messages import ChatPrompt, Generate, TextPrompt
+from mlx_flash.server.worker.prompts import ContextError, Prompts
+from mlx_flash.streaming.tokens import open_tokenizer
+
+VOCABULARY = 8192
+
+
+def prompts(context_tokens: int = 256) -> Prompts:
+    return Prompts(open_tokenizer(bundled_model()), VOCABULARY, context_tokens)
+
+
+def wanted(prompt: Any) -> Generate:
+    return Generate(request=1, prompt=prompt)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_cannot_fit_is_not_tokenized(chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts()
+    text = "x y " * 1_000_000
+    prompt = (
+        ChatPrompt(messages=[{"role": "user", "content": text}]) if chat else TextPrompt(text=text)
+    )
+    monkeypatch.setattr(asked, "encoded", lambda *_: pytest.fail("it was tokenized"))
+    with pytest.raises(ContextError, match=r"prompt is too long: \d+ tokens > 255 maximum"):
+        asked.checked(wanted(prompt))
+
+
+def test_no_prompt_that_fits_is_refused_by_its_length() -> None:
+    asked = prompts()
+    tokenizer = open_tokenizer(bundled_model())
+    longest = max(range(VOCABULARY), key=lambda token: len(tokenizer.decode([token])))
+    text = tokenizer.decode([longest]) * 200
+    tokens, _ = asked.checked(wanted(TextPrompt(text=text)))
+    assert len(tokens) < 256
+    assert asked.decoded(tokens) == text
+
+
+def test_a_prompt_of_exactly_the_context_is_refused_with_its_tokens() -> None:
+    asked = prompts()
+    text = "x y " * 500
+    tokens = asked.encoded(text, True)
+    with pytest.raises(ContextError, match=f"{len(tokens)} tokens > 255"):
+        asked.checked(wanted(TextPrompt(text=text)))
