@@ -1,79 +1,35 @@
 """Users of a server who stream chats, for locust; `bench/load.py` starts the server and this.
 
-Before they come, every question is asked alone; each answer must then equal that one. What a user
-waits for its first token is the response time that locust reports as `first token`.
+Each answer must equal the one that was given alone, which `LOAD_EXPECTED`, a JSON file, has. What a
+user waits for its first token is the response time that locust reports as `first token`.
 """
 
+import itertools
 import json
+import os
 import random
 import time
-from typing import Any
+from pathlib import Path
 
-from locust import HttpUser, constant, events, task
+from locust import HttpUser, constant, task
+from questions import QUESTIONS, body_of, said
 
-QUESTIONS = (
-    ("What does shutil.copytree do?", 48),
-    ("How do I use itertools.chain?", 96),
-    ("os.path.join", 24),
-    ("Explain json.dumps with an example, please.", 80),
-    ("re.sub", 64),
-    ("What is a context manager? How do I write one? " * 8, 40),
-    ("How do I open a file and read its lines?", 120),
-    ("What does functools.lru_cache do, and when should I not use it? " * 20, 32),
-)
-"""Questions with the tokens that an answer may have."""
-
-expected: dict[str, str] = {}
-
-
-def body_of(question: str, max_tokens: int) -> dict[str, Any]:
-    """Return the request for a question."""
-    return {
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "stream": True,
-    }
-
-
-@events.test_start.add_listener
-def ask_alone(environment: Any, **_: Any) -> None:
-    """Ask every question once, one after the other."""
-    import requests
-
-    for question, max_tokens in QUESTIONS:
-        url = f"{environment.host}/v1/chat/completions"
-        with requests.post(url, json=body_of(question, max_tokens), stream=True) as response:
-            response.raise_for_status()
-            expected[question] = said(response.iter_lines())[0]
-
-
-def said(lines: Any) -> tuple[str, float | None, str | None]:
-    """Return what a stream says, when its first token came, and what went wrong."""
-    text, first_s = "", None
-    for line in lines:
-        if not line.startswith(b"data: ") or line == b"data: [DONE]":
-            continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            return text, first_s, chunk["error"]["message"]
-        for choice in chunk["choices"]:
-            piece = choice["delta"].get("content") or ""
-            if piece and first_s is None:
-                first_s = time.perf_counter()
-            text += piece
-    return text, first_s, None
+expected: dict[str, str] = json.loads(Path(os.environ["LOAD_EXPECTED"]).read_text())
 
 
 class Streamer(HttpUser):
-    """Asks one question after the other."""
+    """Asks one question after the other, all of them as often, in an order of its own."""
 
     wait_time = constant(0)
+
+    def on_start(self) -> None:
+        """Shuffle the questions."""
+        self.questions = itertools.cycle(random.sample(QUESTIONS, len(QUESTIONS)))
 
     @task
     def ask(self) -> None:
         """Stream one answer, and compare it."""
-        question, max_tokens = random.choice(QUESTIONS)
+        question, max_tokens = next(self.questions)
         start_s = time.perf_counter()
         body = body_of(question, max_tokens)
         with self.client.post(
