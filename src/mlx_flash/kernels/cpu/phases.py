@@ -24,14 +24,14 @@ from .memory import (
     load_int32,
     store_float,
 )
+from .processor import has_many_registers
 
 ROWS = 2
-"""Matrix rows that are computed together for several inputs: a matrix has a multiple of so many.
+"""A matrix has a multiple of so many rows."""
 
-For one input rows go one by one: in one stream memory comes half again as fast as in four.
-"""
-
-_INPUTS = 4  # input rows that are computed together
+# Rows that are computed together for four inputs: the sums of two would fill all registers of AVX2.
+# For fewer inputs rows go one by one: in one stream memory comes half again as fast as in four.
+_TILE_ROWS = 2 if has_many_registers() else 1
 _INPUTS_IN_CACHE = 32  # input rows that pass over a chunk's weights before the next ones do
 
 BIAS_KINDS = {"f32": 1, "f16": 2, "bf16": 3}
@@ -140,16 +140,20 @@ def _matrix_in(task, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def _multiply(format_name, matrix, first_row, last_row, inputs, outputs, count):  # type: ignore[no-untyped-def]
-    """Multiply rows of a matrix by `count` inputs: in tiles, and those left over one by one."""
+    """Multiply rows of a matrix by `count` inputs: in tiles, then by those left over."""
     for begin in range(0, count, _INPUTS_IN_CACHE):
         end = min(count, begin + _INPUTS_IN_CACHE)
-        tiled = end - (end - begin) % _INPUTS
-        for row in range(first_row, last_row, ROWS):
-            for n in range(begin, tiled, _INPUTS):
-                _multiply_tile(format_name, ROWS, _INPUTS, matrix, row, inputs, outputs, n)
-            for single in range(row, row + ROWS if tiled < end else row):
-                for n in range(tiled, end):
-                    _multiply_tile(format_name, 1, 1, matrix, single, inputs, outputs, n)
+        rest = (end - begin) % 4
+        for row in range(first_row, last_row, _TILE_ROWS):
+            for n in range(begin, end - rest, 4):
+                _multiply_tile(format_name, _TILE_ROWS, 4, matrix, row, inputs, outputs, n)
+        for row in range(first_row, last_row):
+            if rest == 1:
+                _multiply_tile(format_name, 1, 1, matrix, row, inputs, outputs, end - 1)
+            elif rest == 2:
+                _multiply_tile(format_name, 1, 2, matrix, row, inputs, outputs, end - 2)
+            elif rest == 3:
+                _multiply_tile(format_name, 1, 3, matrix, row, inputs, outputs, end - 3)
 
 
 @inlined

@@ -25,6 +25,11 @@ def converts_halves() -> bool:
     return is_arm() or _has("f16c")
 
 
+def has_many_registers() -> bool:
+    """Return whether there are registers for 32 vectors of 16 float32, not for 16 or 8."""
+    return _has("avx512f")
+
+
 def processor() -> str:
     """Return the processor as LLVM calls it, and its widest vectors: `znver4, AVX-512`."""
     name = config.CPU_NAME or llvm.get_host_cpu_name()
