@@ -29,6 +29,7 @@ from mlx_flash.server.messages import (
     ToolCall,
 )
 from mlx_flash.server.options import WorkerOptions
+from mlx_flash.server.worker.grammar import processor_of
 from mlx_flash.server.worker.limits import Limits
 from mlx_flash.server.worker.loading import Served, load_served
 from mlx_flash.server.worker.scheduler import Scheduler
@@ -40,6 +41,11 @@ QUESTIONS = (
     "How do I use itertools.chain?",
     "os.path.join",
     "Explain json.dumps, please, with all of its arguments and a short example for each. " * 12,
+)
+NUMBER = Grammar(
+    kind="schema",
+    text='{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],'
+    ' "additionalProperties": false}',
 )
 ENDLESS = Sampling(logit_bias={4: -100.0})  # the end is forbidden
 TOOL = {
@@ -314,16 +320,26 @@ def test_a_failed_read_in_a_prompt_ends_that_answer_alone(
 
 
 def test_an_answer_follows_its_schema(served: Served) -> None:
-    schema = (
-        '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],'
-        ' "additionalProperties": false}'
-    )
     desk = Desk(served)
-    desk.ask(1, "A number?", max_tokens=120, grammar=Grammar(kind="schema", text=schema))
+    desk.ask(1, "A number?", max_tokens=120, grammar=NUMBER)
     desk.ask(2, QUESTIONS[0], max_tokens=10)
     desk.run()
     assert isinstance(json.loads(desk.text(1))["n"], int)
     assert desk.of(1, Finished)[0].reason == "stop"
+    assert desk.text(2) == alone(served, QUESTIONS[0], max_tokens=10)
+
+
+def test_an_answer_that_can_follow_its_schema_no_further_fails_alone(served: Served) -> None:
+    desk = Desk(served)
+    desk.ask(1, "A number?", max_tokens=120, grammar=NUMBER)
+    desk.ask(2, QUESTIONS[0], max_tokens=10)
+    desk.run(steps=4)
+    grammar = processor_of(desk.answers[1].processors)
+    assert grammar is not None
+    grammar._matcher.consume_token(served.tokenizer.encode("z")[-1])
+    desk.run()
+    (failed,) = desk.of(1, Failed)
+    assert failed.message.startswith("the schema cannot be followed any further: ")
     assert desk.text(2) == alone(served, QUESTIONS[0], max_tokens=10)
 
 

@@ -362,7 +362,7 @@ def test_the_end_is_told_in_the_words_of_the_api() -> None:
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": 1.5}, "top_k"),
         ({"seed": 2**63}, "seed"),
-        ({"seed": 2**64}, "body"),
+        ({"seed": 2**64}, "seed"),
         ({"stop": 5}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
@@ -391,8 +391,6 @@ def test_the_end_is_told_in_the_words_of_the_api() -> None:
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_object", "schema": 5}}, "response_format"),
-        ({"user": "\ud800"}, "body"),
-        ({"metadata": {"a": [2**64]}}, "body"),
     ],
 )
 def test_a_chat_that_makes_no_sense_is_refused_with_its_field(more: Any, param: str) -> None:
@@ -401,3 +399,8 @@ def test_a_chat_that_makes_no_sense_is_refused_with_its_field(more: Any, param: 
     assert error["type"] == "invalid_request_error"
     assert error["message"].startswith(param)
     assert error["message"].endswith(".")
+
+
+@pytest.mark.parametrize("more", [{"user": "\ud800"}, {"metadata": {"a": [2**64]}}])
+def test_a_chat_that_cannot_be_passed_on_is_refused(more: Any) -> None:
+    assert refused(CHAT, {**HELLO, **more})["message"].startswith("the body has ")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from typing_extensions import Self  # of pydantic; in typing from Python 3.11 on
 
 from .soundness import check_sound
 
@@ -16,8 +17,9 @@ class Fields(BaseModel):
 class SoundFields(Fields):
     """A whole body, of which all can be passed on: to templates, grammars and the worker."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _is_sound(cls, body: Any) -> Any:
+    def _is_sound(cls, body: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        valid = validate(body)  # first: it tells which field is wrong
         check_sound(body)
-        return body
+        return valid

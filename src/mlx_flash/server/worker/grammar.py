@@ -84,7 +84,8 @@ def _text_of(grammar: Grammar) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:300].rstrip(".")
+    """Return an error without the state of the parser that follows it."""
+    return " ".join(text.split("<state>")[0].split())[:300].rstrip(".")
 
 
 class GrammarProcessor:
@@ -107,15 +108,22 @@ class GrammarProcessor:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow any more."""
-        return bool(self._matcher.is_stopped())
+        """Whether nothing can follow any more, as the grammar has it."""
+        return bool(self._matcher.is_stopped() and not self._matcher.is_error())
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Return the logits `[1, V]` with what is forbidden at minus infinity."""
+        """Return the logits `[1, V]` with what is forbidden at minus infinity.
+
+        Raises:
+            PromptError: the grammar cannot be followed any further.
+        """
         self._consume(np.asarray(tokens[self._seen :]).tolist())
         self._seen = int(tokens.size)
-        if self._after or self._matcher.is_error():
+        if self._after:
             return logits
+        if self._matcher.is_error():
+            why = _line(self._matcher.get_error())
+            raise PromptError(f"the schema cannot be followed any further: {why}.")
         mask = llguidance.numpy.allocate_token_bitmask(1, self._known)
         llguidance.numpy.fill_next_token_bitmask(self._matcher, mask, 0)
         bits = np.unpackbits(mask.view(np.uint8)[0], bitorder="little")[: self._known]

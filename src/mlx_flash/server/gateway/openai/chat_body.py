@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue, StrictBool, WithJsonSchema
 
 from ..bounds import Integral
-from .fields import AnswerFields, Body, Limit
+from ..fields import Fields
+from .fields import AnswerFields, Limit
 
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {}}, {"type": "null"}]}
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
@@ -21,21 +22,21 @@ Content = Annotated[Any, WithJsonSchema(_CONTENT)]
 Choice = Annotated[Any, WithJsonSchema(_CHOICE)]
 
 
-class CalledFunction(Body):
+class CalledFunction(Fields):
     """A function that was called; `arguments` is JSON text, or JSON."""
 
     name: str
     arguments: Any = None
 
 
-class CalledCustom(Body):
+class CalledCustom(Fields):
     """A custom tool that was called, with text."""
 
     name: str
     input: str
 
 
-class Call(Body):
+class Call(Fields):
     """A call of a tool that an earlier message made."""
 
     id: str | None = None
@@ -43,7 +44,7 @@ class Call(Body):
     custom: CalledCustom | None = None
 
 
-class ChatMessage(Body):
+class ChatMessage(Fields):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -58,7 +59,7 @@ class ChatMessage(Body):
     partial: StrictBool | None = None
 
 
-class JsonSchema(Body):
+class JsonSchema(Fields):
     """A schema that the answer follows."""
 
     schema_: Any = Field(default=None, alias="schema")
@@ -71,13 +72,13 @@ class ResponseFormat(JsonSchema):
     json_schema: JsonSchema | None = None
 
 
-class TextOptions(Body):
+class TextOptions(Fields):
     """Where the Responses API has the form of the answer."""
 
     format: ResponseFormat | None = None
 
 
-class ReasoningOptions(Body):
+class ReasoningOptions(Fields):
     """Where the Responses API has the effort of reasoning."""
 
     effort: str | None = None
@@ -93,7 +94,7 @@ class ChatBody(AnswerFields):
     model_config = ConfigDict(json_schema_extra={"anyOf": _CONVERSATIONS})
 
     messages: list[ChatMessage] | None = None
-    input: Annotated[Any, WithJsonSchema(_CONTENT)] = None
+    input: Content = None
     instructions: str | None = None
     max_tokens: Limit | None = None
     max_completion_tokens: Limit | None = None

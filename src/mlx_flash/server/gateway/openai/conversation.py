@@ -6,9 +6,10 @@ from typing import Any
 
 from ...messages import ChatPrompt, Grammar
 from ..backend import RequestError
+from ..responses.conversation import messages_of
+from ..responses.items import items_of
 from ..turns import chat_prompt, text_of, tool_call
 from .chat_body import ChatBody, ChatMessage, ResponseFormat
-from .input_items import turns_of_input
 
 _OURS = {
     "add_generation_prompt",
@@ -34,7 +35,9 @@ def prompt_of(body: ChatBody, tools: list[dict[str, Any]]) -> ChatPrompt:
     if body.messages is None and body.input is None:
         raise RequestError("invalid", "messages: there are none, send one or more.", "messages")
     messages = body.messages or []
-    turns = _turns(messages) if body.messages is not None else turns_of_input(body.input)
+    turns = _turns(messages)
+    if body.messages is None and body.input is not None:
+        turns = messages_of(items_of(body.input), lambda name, namespace: name)
     if body.instructions:
         turns.insert(0, {"role": "system", "content": body.instructions})
     last = messages[-1] if messages else None

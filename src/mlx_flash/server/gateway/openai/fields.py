@@ -2,19 +2,11 @@
 
 from typing import Annotated, Any
 
-import msgspec
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    StrictBool,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, WithJsonSchema
 
 from ...messages import Sampling
 from ..bounds import Integral
-from ..fields import Fields
+from ..fields import Fields, SoundFields
 
 MAX_ANSWERS = 128
 """The most answers that one request may ask for, over all its prompts."""
@@ -53,18 +45,14 @@ Biases = Annotated[
 ]
 
 
-class Body(Fields):
-    """A JSON object from a client. `null` is a field's default."""
-
-
-class StreamOptions(Body):
+class StreamOptions(Fields):
     """What a stream has besides the answer."""
 
     include_usage: StrictBool | None = None
 
 
-class AnswerFields(Body):
-    """How an answer is drawn and sent. Numbers that are left out are the server's default."""
+class AnswerFields(SoundFields):
+    """How an answer is drawn and sent. What is left out, or `null`, is the server's default."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     stream: StrictBool | None = None
@@ -80,20 +68,6 @@ class AnswerFields(Body):
     frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] | None = None
     logit_bias: Biases | None = None
     seed: Whole | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _can_be_passed_on(cls, body: Any) -> Any:
-        """Refuse what cannot be told to the worker: half a character, a number of 100 digits."""
-        try:
-            msgspec.msgpack.encode(body)
-        except UnicodeEncodeError:
-            raise ValueError("a text holds half of a surrogate pair: send valid Unicode") from None
-        except OverflowError:
-            raise ValueError("a number does not fit in 64 bits: send a smaller one") from None
-        except RecursionError:
-            raise ValueError("values are nested too deeply: send flatter ones") from None
-        return body
 
     @property
     def num_answers(self) -> int:

@@ -1,5 +1,6 @@
 """Items of a conversation as the prompt and the question for the worker."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ...messages import ChatPrompt, Generate, Sampling
@@ -8,6 +9,9 @@ from .items import Item
 from .request import PromptRequest, ResponseRequest
 from .tools import Choice, Toolbox
 
+OfferedName = Callable[[str, str | None], str]
+"""Returns under which name a tool, given with its namespace, is offered to the model."""
+
 
 def prompt_of(request: PromptRequest, items: list[Item], toolbox: Toolbox) -> ChatPrompt:
     """Return the prompt. An empty conversation is one empty message, so that a model can be tried.
@@ -15,8 +19,7 @@ def prompt_of(request: PromptRequest, items: list[Item], toolbox: Toolbox) -> Ch
     Raises:
         RequestError: the conversation cannot be put to a model.
     """
-    messages = [_message(item, toolbox) for item in items] or [{"role": "user", "content": ""}]
-    _name_outputs(messages)
+    messages = messages_of(items, toolbox.offered_name) or [{"role": "user", "content": ""}]
     if request.instructions:
         messages = [{"role": "system", "content": request.instructions}, *messages]
     return chat_prompt(messages, toolbox.templates, request.thinking.template_options())
@@ -41,8 +44,21 @@ def question_of(request: ResponseRequest, prompt: ChatPrompt, choice: Choice) ->
     )
 
 
-def _message(item: Item, toolbox: Toolbox) -> dict[str, Any]:
-    """Return an item as a message; `chat_prompt` joins those that one turn consists of."""
+def messages_of(items: list[Item], offered_name: OfferedName) -> list[dict[str, Any]]:
+    """Return items as messages; `chat_prompt` joins those that one turn consists of."""
+    names: dict[str, str] = {}
+    messages = []
+    for item in items:
+        message = _message(item, offered_name)
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = call["function"]["name"]
+        if message["role"] == "tool":  # some templates want to know whose output it is
+            message["name"] = names.get(message["tool_call_id"], "")
+        messages.append(message)
+    return messages
+
+
+def _message(item: Item, offered_name: OfferedName) -> dict[str, Any]:
     kind = item["type"]
     if kind == "message":
         return {"role": item["role"], "content": text_of(item["content"], "input")}
@@ -50,18 +66,8 @@ def _message(item: Item, toolbox: Toolbox) -> dict[str, Any]:
         texts = [part["text"] for part in item["content"] or item["summary"]]
         return {"role": "assistant", "content": "", "reasoning_content": "\n\n".join(texts)}
     if kind in ("function_call", "custom_tool_call"):
-        name = toolbox.offered_name(item["name"], item.get("namespace"))
+        name = offered_name(item["name"], item.get("namespace"))
         given = item["arguments"] if kind == "function_call" else {"input": item["input"]}
         call = tool_call(item["call_id"], name, given)
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     return {"role": "tool", "content": item["output"], "tool_call_id": item["call_id"]}
-
-
-def _name_outputs(messages: list[dict[str, Any]]) -> None:
-    """Add to each output of a tool the name of the tool, which some templates want."""
-    names: dict[str, str] = {}
-    for message in messages:
-        for call in message.get("tool_calls", ()):
-            names[call["id"]] = call["function"]["name"]
-        if message["role"] == "tool":
-            message["name"] = names.get(message["tool_call_id"], "")

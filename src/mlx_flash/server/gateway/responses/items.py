@@ -18,8 +18,8 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid4().hex}"
 
 
-def items_of(given: str | list[Item], find: Callable[[str], Item | None]) -> list[Item]:
-    """Return the items of an input; `find` returns what an item that is referred to by id is.
+def items_of(given: Any, find: Callable[[str], Item | None] = lambda key: None) -> list[Item]:
+    """Return the items of an input: text, or a list. `find` returns what an id refers to.
 
     Items of a kind that this server does not know are left out.
 
@@ -28,11 +28,15 @@ def items_of(given: str | list[Item], find: Callable[[str], Item | None]) -> lis
     """
     if isinstance(given, str):
         return [_message({"role": "user", "content": given}, "input")]
+    if not isinstance(given, list):
+        raise RequestError("invalid", "input: give text or a list of items.", "input")
     items = [_item(one, f"input.{place}", find) for place, one in enumerate(given)]
     return [item for item in items if item is not None]
 
 
-def _item(given: Item, place: str, find: Callable[[str], Item | None]) -> Item | None:
+def _item(given: Any, place: str, find: Callable[[str], Item | None]) -> Item | None:
+    if not isinstance(given, dict):
+        raise RequestError("invalid", f"{place}: an item is an object.", place)
     kind = given.get("type")
     if kind is None and "role" not in given and "id" in given:
         kind = "item_reference"
