@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_flash.engine.reply_text import ReplyText
@@ -317,6 +318,16 @@ def test_a_failed_read_in_a_prompt_ends_that_answer_alone(
     (failed,) = desk.of(2, Failed)
     assert (failed.kind, "bad sector" in failed.message) == ("internal", True)
     assert desk.text(1) == expected
+
+
+def test_what_is_remembered_is_all_that_stays_in_memory(served: Served) -> None:
+    desk = Desk(served)
+    before = mx.get_active_memory()
+    for number, question in enumerate(QUESTIONS):
+        desk.ask(number, question, max_tokens=40 - 8 * number)  # the longest leaves first
+    desk.run()
+    kept = mx.get_active_memory() - before
+    assert 0 < kept <= desk.scheduler.remembered_bytes + 512 * 1024
 
 
 def test_an_answer_follows_its_schema(served: Served) -> None:

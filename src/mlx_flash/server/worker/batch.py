@@ -149,7 +149,7 @@ class Prefill:
     def leave(self) -> Left:
         """Return what was computed so far; a cache that holds nothing cannot be taken out."""
         tokens = list(self._batch.tokens[0])
-        return Left(tokens, self._batch.extract_cache(0) if tokens else [])
+        return Left(tokens, _taken_out(self._batch, 0) if tokens else [])
 
     def generation(self) -> GenerationBatch:
         """Compute the last token of the prompt; return the batch of one that goes on from it."""
@@ -192,7 +192,7 @@ class Batch:
     def leave(self, key: int) -> Left:
         """Remove a sequence and return what it leaves behind."""
         place = self._batch.uids.index(key)
-        left = Left(list(self._batch.tokens[place]), self._batch.extract_cache(place))
+        left = Left(list(self._batch.tokens[place]), _taken_out(self._batch, place))
         self._batch.filter([n for n in range(len(self._batch)) if n != place])
         return left
 
@@ -240,6 +240,16 @@ class Batch:
         )
         again: GenerationBatch = alone.generate([rest])
         return again
+
+
+def _taken_out(batch: Any, place: int) -> list[Any]:
+    """Return the prompt cache of one sequence, in memory of its own.
+
+    Evaluated: a copy that is yet to be made keeps the caches of the whole batch.
+    """
+    cache: list[Any] = batch.extract_cache(place)
+    mx.eval([entry.state for entry in cache])
+    return cache
 
 
 def prompt_logprobs(model: Any, tokens: Sequence[int], step: int) -> Iterator[mx.array]:
