@@ -1,14 +1,22 @@
-"""Asks a server what its own OpenAPI document allows, and more: `schema.py BASE_URL [CASES]`.
+"""Asks a server what its own OpenAPI document allows: `schema.py [--url URL] [--cases N]`.
 
-Every answer must be as the document says, and none a fault of the server. Prints how many requests
-were sent. What is refused for its meaning (a prompt without text, a tool that is not there) fits
+Without a URL it asks the gateway in front of a stand-in for the worker. Needs schemathesis. Every
+answer must be as the document says, and none a fault of the server. Prints how many requests were
+sent. What is refused for its meaning (a prompt without text, a tool that is not there) fits
 the schema of its body, so whether bodies are accepted is not checked.
 """
 
+import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from listening import listening
+from serving import FakeBackend
 
 CHECKS = (
     "not_a_server_error",
@@ -33,9 +41,13 @@ def check(base_url: str, cases: int, out: Path) -> "subprocess.CompletedProcess[
 
 def main() -> int:
     """Print what schemathesis says."""
-    cases = int(sys.argv[2]) if len(sys.argv) > 2 else 100
-    with tempfile.TemporaryDirectory() as folder:
-        done = check(sys.argv[1].rstrip("/"), cases, Path(folder) / "junit.xml")
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--url")
+    options.add_argument("--cases", type=int, default=100, help="for each operation, at most")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        url = given.url or stack.enter_context(listening(FakeBackend()))
+        done = check(url.rstrip("/"), given.cases, Path(folder) / "junit.xml")
     sys.stdout.write(done.stdout)
     sys.stderr.write(done.stderr)
     return done.returncode
