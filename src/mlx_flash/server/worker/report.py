@@ -30,18 +30,17 @@ def card_of(
 ) -> ModelCard:
     """Return what clients may know of a model."""
     config, plan = loaded.checkpoint.config, loaded.plan
-    tensors = loaded.checkpoint.tensors.values()
     quantization = config.get("quantization")
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     stream = loaded.stream
-    size = sum(tensor.nbytes for tensor in tensors)
+    num_parameters, size_bytes = _size(loaded)
     return ModelCard(
         name=name,
         model_type=str(config.get("model_type", "")),
         context_tokens=context_tokens,
         trained_context_tokens=loaded.checkpoint.context_tokens,
-        num_parameters=_num_parameters(loaded),
-        size_bytes=size,
+        num_parameters=num_parameters,
+        size_bytes=size_bytes,
         quantization=f"{bits}-bit" if bits else "none",
         chat_template=str(tokenizer.chat_template or ""),
         has_tools=bool(tokenizer.has_tool_calling),
@@ -62,20 +61,26 @@ def card_of(
     )
 
 
-def _num_parameters(loaded: LoadedModel) -> int:
-    """Return how many numbers a model was trained to, whatever they are packed in."""
-    tensors = loaded.checkpoint.tensors
-    quantization = loaded.checkpoint.config.get("quantization")
+def _size(loaded: LoadedModel) -> tuple[int, int]:
+    """Return how many numbers a model was trained to, and its bytes on disk."""
+    checkpoint = loaded.checkpoint
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    num_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    for layout in loaded.layouts if checkpoint.packed else ():
+        for tensor in layout.tensors:
+            shapes[f"{layout.prefix}.{tensor.name}"] = (layout.num_experts, *tensor.shape)
+        num_bytes += layout.num_experts * layout.expert_bytes
+    quantization = checkpoint.config.get("quantization")
     group = quantization.get("group_size") if isinstance(quantization, dict) else None
-    total = 0
-    for name, tensor in tensors.items():
+    num_parameters = 0
+    for name, shape in shapes.items():
         stem, _, kind = name.rpartition(".")
-        scales = tensors.get(f"{stem}.scales")
+        scales = shapes.get(f"{stem}.scales")
         if kind == "weight" and scales is not None:
-            total += math.prod(scales.shape) * (group or 64)
+            num_parameters += math.prod(scales) * (group or 64)
         elif kind not in ("scales", "biases"):
-            total += math.prod(tensor.shape)
-    return total
+            num_parameters += math.prod(shape)
+    return num_parameters, num_bytes
 
 
 class Reporter:
