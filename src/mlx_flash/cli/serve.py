@@ -65,7 +65,15 @@ MaxContext = Annotated[
     ),
 ]
 MaxBatch = Annotated[
-    int, typer.Option("--max-batch", help="Answers that are computed together at most.")
+    int, typer.Option("--max-batch", help="Answers that are under way at once, at most.")
+]
+FastBatch = Annotated[
+    bool,
+    typer.Option(
+        "--fast-batch",
+        help="On a GPU, compute the answers of several clients together. Faster, and not exact: "
+        "an answer beside others may differ from the same one alone.",
+    ),
 ]
 MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that may wait in line.")]
 Timeout = Annotated[
@@ -111,6 +119,7 @@ def command(
     trace: TraceTo = None,
     max_context: MaxContext = None,
     max_batch: MaxBatch = WorkerOptions.max_batch,
+    fast_batch: FastBatch = WorkerOptions.fast_batch,
     max_waiting: MaxWaiting = QueueOptions.max_waiting,
     timeout: Timeout = QueueOptions.timeout_s,
     kv_bits: KvBits = None,
@@ -144,6 +153,7 @@ def command(
         trace=_text(trace),
         max_context=max_context,
         max_batch=max_batch,
+        fast_batch=fast_batch,
         kv_bits=kv_bits,
         prompt_cache=_text(prompt_cache_folder()),
         prompt_cache_bytes=int(prompt_cache_gb * 10**9),

@@ -17,7 +17,7 @@ from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
 from .limits import KV_STEP, Limits
-from .report import card_of
+from .report import card_of, exact_together
 
 DEFAULT_CONTEXT_TOKENS = 16384
 
@@ -85,6 +85,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         kv_bytes=loaded.plan.kv_bytes,
         token_bytes=token_bytes,
         prefill_step=loaded.prefill_step,
+        together=exact_together(loaded) or options.fast_batch,
     )
     store = PromptStore(
         loaded.model,
@@ -103,7 +104,7 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         limits,
         store,
         sampling,
-        _remarks(loaded, card, options.profile),
+        _remarks(loaded, card, options),
     )
 
 
@@ -166,10 +167,10 @@ def _sampling(options: WorkerOptions, folder: Path) -> SamplingOptions:
     )
 
 
-def _remarks(loaded: LoadedModel, card: ModelCard, profile: str | None) -> list[str]:
+def _remarks(loaded: LoadedModel, card: ModelCard, options: WorkerOptions) -> list[str]:
     remarks = [loaded.kernels.why] if loaded.kernels.why else []
     if loaded.plan.why_resident:
-        unused = ", and --profile not used" if profile else ""
+        unused = ", and --profile not used" if options.profile else ""
         why = loaded.plan.why_resident
         remarks.append(f"running resident, nothing is streamed{unused}: {why}.")
     else:
@@ -185,6 +186,11 @@ def _remarks(loaded: LoadedModel, card: ModelCard, profile: str | None) -> list[
             "poor."
         )
     remarks += [f"not exact: {what}." for what in card.lossy]
+    if not options.fast_batch and not exact_together(loaded):
+        remarks.append(
+            "answers of several clients are computed in turns, each as if alone: --fast-batch is "
+            "faster, and not exact."
+        )
     if not card.has_tools:
         remarks.append("the model has no tools of its own: it calls one only when it must.")
     return remarks

@@ -57,8 +57,21 @@ def card_of(
         kernels=loaded.kernels.name,
         max_batch=options.max_batch,
         sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p),
-        lossy=[f"the KV cache is kept in {options.kv_bits} bits"] if options.kv_bits else [],
+        lossy=_lossy(loaded, options),
     )
+
+
+def exact_together(loaded: LoadedModel) -> bool:
+    """Return whether a sequence in a batch has the bits it has alone, as by our CPU kernels."""
+    return loaded.kernels.name == "cpu"
+
+
+def _lossy(loaded: LoadedModel, options: WorkerOptions) -> list[str]:
+    """Return what makes answers differ from the model's own."""
+    lossy = [f"the KV cache is kept in {options.kv_bits} bits"] if options.kv_bits else []
+    if options.fast_batch and not exact_together(loaded):
+        lossy.append("answers beside others are computed in one batch, which changes last bits")
+    return lossy
 
 
 def _size(loaded: LoadedModel) -> tuple[int, int]:
