@@ -1,5 +1,6 @@
 """From prompts to tokens: what cannot fit is refused by its length, before it is tokenized."""
 
+import re
 from typing import Any
 
 import pytest
@@ -21,15 +22,29 @@ def wanted(prompt: Any) -> Generate:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_what_cannot_fit_is_not_tokenized(chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts()
+def test_of_what_cannot_fit_a_sample_is_tokenized(
+    chat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, letters = prompts(), 0
     text = "x y " * 1_000_000
     prompt = (
         ChatPrompt(messages=[{"role": "user", "content": text}]) if chat else TextPrompt(text=text)
     )
-    monkeypatch.setattr(asked, "encoded", lambda *_: pytest.fail("it was tokenized"))
-    with pytest.raises(ContextError, match=r"prompt is too long: \d+ tokens > 255 maximum"):
+    encoded = asked.encoded
+
+    def counted(text: str, add_special: bool) -> list[int]:
+        nonlocal letters
+        letters += len(text)
+        return encoded(text, add_special)
+
+    monkeypatch.setattr(asked, "encoded", counted)
+    with pytest.raises(ContextError, match="maximum, by an estimate;") as caught:
         asked.checked(wanted(prompt))
+    found = re.match(r"prompt is too long: (\d+) tokens > 255", str(caught.value))
+    assert found is not None
+    assert letters < len(text) / 10
+    tokens = len(text) / 400 * len(encoded("x y " * 100, False))
+    assert int(found[1]) == pytest.approx(tokens, rel=0.05)
 
 
 def test_no_prompt_that_fits_is_refused_by_its_length() -> None:

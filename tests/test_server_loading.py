@@ -38,14 +38,14 @@ def test_a_packed_model_is_as_large_as_before(tmp_path: Path, load: Load) -> Non
     assert plain.num_parameters > 1.5 * stored  # most have 4 bits
 
 
-def test_answers_run_in_turns_where_a_batch_would_change_them(load: Load) -> None:
+def test_answers_run_one_by_one_where_a_batch_would_change_them(load: Load) -> None:
     options = WorkerOptions(capacity=6, max_context=64, kernels="reference")
     served = load(options)
-    assert not served.limits.together
+    assert served.limits.max_batch == served.card.max_batch == 1
     assert served.card.lossy == []
-    assert any("--fast-batch is faster, and not exact" in remark for remark in served.remarks)
+    assert any("--fast-batch computes several together" in remark for remark in served.remarks)
     fast = load(replace(options, fast_batch=True))
-    assert fast.limits.together
+    assert fast.limits.max_batch == fast.card.max_batch == 16
     assert fast.card.lossy == [
         "answers beside others are computed in one batch, which changes last bits"
     ]

@@ -79,9 +79,9 @@ class WorkerOptions:
     `model`, `memory`, `capacity`, `policy`, `kernels`, `reader`, `prefetch` and `profile` are as
     for `mlx-flash generate`. One request has at most `max_context` tokens; None takes the model's
     own, at most 16384. `max_batch` answers are under way at once. Where MLX's own kernels compute,
-    as on a GPU, the bits of a batch depend on its size: answers run in turns there, or with
-    `fast_batch` together. The KV cache is kept in `kv_bits` (8 or 4) instead of the model's floats;
-    that changes what the model says.
+    as on a GPU, the bits of a batch depend on its size: there it is one, or with `fast_batch` as
+    many. The KV cache is kept in `kv_bits` (8 or 4) instead of the model's floats; that changes
+    what the model says.
     `prompt_cache` is the folder that keeps computed prompts across restarts, in at most
     `prompt_cache_bytes`; None keeps none. `temperature` and so on are for requests that say
     nothing; None takes what the model's generation config says.

@@ -97,9 +97,10 @@ class Access:
         for key in self._options.api_keys:
             found |= hmac.compare_digest(given.encode(), key.encode())
         if not found:
+            what = "knows no such key" if given else "asks for a key"
             raise RequestError(
                 "unauthorized",
-                "this server asks for a key: send Authorization: Bearer KEY, or x-api-key: KEY.",
+                f"this server {what}: send Authorization: Bearer KEY, or x-api-key: KEY.",
             )
 
     async def _answer_preflight(

@@ -74,6 +74,8 @@ def invalid_body(problems: Any) -> RequestError:
     field = ".".join(place)
     if problem["type"] == "json_invalid" or (problem["type"] == "missing" and not field):
         return RequestError("invalid", "the body is not valid JSON: send a JSON object.")
+    if not field and problem["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        return RequestError("invalid", "the body is no JSON object: send one.")
     what = str(problem["msg"]).removeprefix("Value error, ")
     where = field or "body"
     return RequestError("invalid", f"{where}: {what[:1].lower()}{what[1:]}.", where)

@@ -164,6 +164,11 @@ class WorkerLink:
         """The number of the worker's process, if there is one."""
         return self._process.pid if self._process else None
 
+    @property
+    def drain_s(self) -> float:
+        """Seconds that answers under way have when the server stops."""
+        return self._queue_options.drain_s
+
     async def stop(self, hurried: Callable[[], bool] = lambda: False) -> None:
         """Refuse new requests, wait for the answers under way unless `hurried`, end the worker."""
         self.state, self._stopping = "stopping", True

@@ -100,8 +100,10 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
-        if self._link.under_way:
-            self._notice(f"stopping after {self._link.under_way} answers; Ctrl-C stops now.")
+        if left := self._link.under_way:
+            answers = "an answer" if left == 1 else f"{left} answers"
+            drain_s = f"{self._link.drain_s:.0f} s"
+            self._notice(f"stopping after {answers}, or {drain_s}; Ctrl-C stops now.")
         await self._link.stop(hurried=lambda: self.force_exit)
         self.force_exit = False  # what is left ends by itself: its answers have failed
         await super().shutdown(sockets)

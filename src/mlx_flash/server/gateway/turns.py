@@ -25,7 +25,9 @@ def text_of(content: Any, param: str) -> str:
         if isinstance(part, str):
             texts.append(part)
             continue
-        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            raise RequestError("invalid", f"{param}: content is text, or a list of parts.", param)
+        kind = part.get("type")
         if kind not in _TEXT_PARTS:
             raise RequestError(
                 "invalid", f"{param}: this model reads text, not {str(kind)[:40]!r}.", param

@@ -12,8 +12,7 @@ class Limits:
 
     The prompt caches of all answers, and of prompts kept for later, stay below `kv_bytes`;
     a token takes `token_bytes`. A prompt is computed `prefill_step` tokens at a time, or
-    `shared_step` while others generate, so that they do not wait long. Answers are computed
-    `together` in one batch, or in turns.
+    `shared_step` while others generate, so that they do not wait long.
     """
 
     max_batch: int
@@ -21,7 +20,6 @@ class Limits:
     token_bytes: int
     prefill_step: int
     shared_step: int = 512
-    together: bool = True
 
     def needed_bytes(self, rows: int, longest: int) -> int:
         """Return the most that a batch takes, in which every row is as long as the longest.

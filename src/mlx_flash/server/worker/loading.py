@@ -17,7 +17,7 @@ from ...streaming.tokens import TokenizerWrapper
 from ..messages import ModelCard
 from ..options import WorkerOptions
 from .limits import KV_STEP, Limits
-from .report import card_of, exact_together
+from .report import card_of, exact_together, max_batch
 
 DEFAULT_CONTEXT_TOKENS = 16384
 
@@ -81,11 +81,10 @@ def load_served(options: WorkerOptions, notice: Callable[[str], None]) -> Served
         _read_profile(loaded, name, options)
     token_bytes = max(1, loaded.plan.kv_bytes // kv_tokens)
     limits = Limits(
-        max_batch=options.max_batch,
+        max_batch=max_batch(loaded, options),
         kv_bytes=loaded.plan.kv_bytes,
         token_bytes=token_bytes,
         prefill_step=loaded.prefill_step,
-        together=exact_together(loaded) or options.fast_batch,
     )
     store = PromptStore(
         loaded.model,
@@ -188,8 +187,8 @@ def _remarks(loaded: LoadedModel, card: ModelCard, options: WorkerOptions) -> li
     remarks += [f"not exact: {what}." for what in card.lossy]
     if not options.fast_batch and not exact_together(loaded):
         remarks.append(
-            "answers of several clients are computed in turns, each as if alone: --fast-batch is "
-            "faster, and not exact."
+            "answers are computed one after the other, each as if alone: --fast-batch computes "
+            "several together, which is faster and not exact."
         )
     if not card.has_tools:
         remarks.append("the model has no tools of its own: it calls one only when it must.")

@@ -8,6 +8,8 @@ from ...errors import PromptError
 from ...streaming.tokens import TokenizerWrapper
 from ..messages import ChatPrompt, Generate, Prompt, TextPrompt
 
+_SAMPLE_LETTERS = 256 * 1024  # of a longer text that cannot fit, as many are tokenized
+
 _FILL_IN = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -70,8 +72,8 @@ class Prompts:
     ) -> tuple[list[int], str]:
         """Return the tokens of a prompt, and its text as far as it was rendered here.
 
-        One that `must_fit` the context is not tokenized when its length alone says that it cannot:
-        that takes seconds for megabytes.
+        A long one that `must_fit` the context is not tokenized when its length alone says that it
+        cannot: that takes seconds for megabytes.
 
         Raises:
             ContextError: it cannot fit.
@@ -83,9 +85,10 @@ class Prompts:
             text = self._text(prompt)
         else:
             return self._known(prompt.tokens), ""
-        least = len(text) // self._longest
-        if must_fit and least >= self.context_tokens:
-            raise self._too_long(least)
+        cannot_fit = len(text) // self._longest >= self.context_tokens
+        if must_fit and cannot_fit and len(text) > _SAMPLE_LETTERS:
+            sample = len(self.encoded(text[:_SAMPLE_LETTERS], False))
+            raise self._too_long(sample * len(text) // _SAMPLE_LETTERS, ", by an estimate")
         if isinstance(prompt, ChatPrompt):
             return self.encoded(text, False), text
         return self.encoded(text, add_special), ""
@@ -106,9 +109,9 @@ class Prompts:
             raise self._too_long(len(tokens))
         return tokens, text
 
-    def _too_long(self, num_tokens: int) -> ContextError:
+    def _too_long(self, num_tokens: int, how: str = "") -> ContextError:
         return ContextError(
-            f"prompt is too long: {num_tokens} tokens > {self.context_tokens - 1} maximum; "
+            f"prompt is too long: {num_tokens} tokens > {self.context_tokens - 1} maximum{how}; "
             "shorten it, or start the server with a larger --max-context."
         )
 

@@ -55,7 +55,7 @@ def card_of(
         kv_bytes=plan.kv_bytes,
         backend=backend_name(),
         kernels=loaded.kernels.name,
-        max_batch=options.max_batch,
+        max_batch=max_batch(loaded, options),
         sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p),
         lossy=_lossy(loaded, options),
     )
@@ -64,6 +64,11 @@ def card_of(
 def exact_together(loaded: LoadedModel) -> bool:
     """Return whether a sequence in a batch has the bits it has alone, as by our CPU kernels."""
     return loaded.kernels.name == "cpu"
+
+
+def max_batch(loaded: LoadedModel, options: WorkerOptions) -> int:
+    """Return how many answers may be under way at once."""
+    return options.max_batch if exact_together(loaded) or options.fast_batch else 1
 
 
 def _lossy(loaded: LoadedModel, options: WorkerOptions) -> list[str]:

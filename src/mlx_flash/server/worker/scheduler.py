@@ -51,7 +51,7 @@ class Scheduler:
         self._running: dict[int, Answering] = {}
         self._prefill: tuple[Answering, PromptBegun] | None = None
         self._scoring: tuple[Answering, Iterator[list[Event]]] | None = None
-        together = limits.together and can_batch(model)
+        together = can_batch(model)
         self._begin_prompt: Callable[..., PromptBegun] = Prefill if together else SoloPrefill
         self._batch: Sequences = Batch(model) if together else OneByOne(model)
         self._unsaved_since: float | None = None
