@@ -403,6 +403,12 @@ def test_model_and_context_come_from_the_server(server: Running, tmp_path: Path)
     assert server.asked == [("/v1/models", f"Bearer {KEY}")]
 
 
+@pytest.mark.parametrize("context", [2048, 65536])
+def test_claude_is_told_when_its_first_question_cannot_fit(tmp_path: Path, context: int) -> None:
+    shown = done(tmp_path, "claude", "--model", "m", "--context", str(context)).stdout
+    assert ("first question takes up to 20,000 tokens" in shown) == (context == 2048)
+
+
 def test_given_model_and_context_come_before_the_servers(server: Running) -> None:
     listed = [{"id": "a", "max_model_len": 1000}, {"id": "b", "max_model_len": 2000}]
     server.says(200, {"data": listed})

@@ -137,6 +137,16 @@ def test_answers_together_are_those_that_each_gets_alone(served: Served) -> None
     assert desk.most_running >= 3
 
 
+def test_one_answer_at_a_time_where_no_more_may_run(served: Served) -> None:
+    expected = [alone(served, question, max_tokens=6) for question in QUESTIONS]
+    desk = Desk(served, max_batch=1)
+    for number, question in enumerate(QUESTIONS):
+        desk.ask(number, question, max_tokens=6)
+    desk.run()
+    assert desk.most_running == 1
+    assert [desk.text(number) for number in range(len(QUESTIONS))] == expected
+
+
 def test_too_little_memory_makes_answers_wait_and_changes_none(served: Served) -> None:
     expected = [alone(served, question, max_tokens=120) for question in QUESTIONS[:3]]
     desk = Desk(served, kv_tokens=900)  # three short answers, or two that have grown

@@ -8,6 +8,7 @@ from .server import KEY_VARIABLE, PROVIDER, TITLE, Server
 
 _HOUR_MS = 3_600_000  # a long prompt on a slow disk takes minutes before its first token
 _IDLE_MS = 600_000
+_CLAUDE_NEEDS = 20_000  # tokens: 50 to 75 KB, as recorded
 
 
 def _claude(server: Server, environment: Mapping[str, str]) -> Setup:
@@ -33,6 +34,11 @@ def _claude(server: Server, environment: Mapping[str, str]) -> Setup:
     steps: tuple[str, ...] = ()
     if environment.get("ANTHROPIC_API_KEY"):
         steps = ("ANTHROPIC_API_KEY is set in your shell: unset it, or Claude Code may send it.",)
+    if server.context < _CLAUDE_NEEDS:
+        steps += (
+            f"Claude Code's first question takes up to {_CLAUDE_NEEDS:,} tokens, and this server "
+            f"has room for {server.context:,}: take a model that has more, and --max-context.",
+        )
     return Setup(
         instead=variables,
         files=(Settings(folder / "settings.json", "json", {"env": variables}),),
