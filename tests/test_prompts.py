@@ -1,5 +1,6 @@
 """From prompts to tokens: what cannot fit is refused by its length, before it is tokenized."""
 
+import json
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from mlx_flash.engine.find import bundled_model
 from mlx_flash.server.messages import ChatPrompt, Generate, TextPrompt
-from mlx_flash.server.worker.prompts import ContextError, Prompts
+from mlx_flash.server.worker.prompts import ContextError, Prompts, forced_call_schema
 from mlx_flash.streaming.tokens import open_tokenizer
 
 VOCABULARY = 8192
@@ -45,6 +46,25 @@ def test_of_what_cannot_fit_a_sample_is_tokenized(
     assert letters < len(text) / 10
     tokens = len(text) / 400 * len(encoded("x y " * 100, False))
     assert int(found[1]) == pytest.approx(tokens, rel=0.05)
+
+
+def test_a_forced_call_keeps_what_may_be_open() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    parameters = {
+        "type": "object",
+        "properties": {
+            "closed": {"type": "array", "items": inner},
+            "open": {**inner, "additionalProperties": {"type": "string"}},
+            "both": {"allOf": [inner, {"type": "object", "properties": {"b": {}}}]},
+        },
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    schema = json.loads(forced_call_schema([tool], "=f"))["properties"]["arguments"]
+    assert schema["additionalProperties"] is False
+    places = schema["properties"]
+    assert places["closed"]["items"] == {**inner, "additionalProperties": False}
+    assert places["open"] == parameters["properties"]["open"]
+    assert places["both"] == parameters["properties"]["both"]
 
 
 def test_no_prompt_that_fits_is_refused_by_its_length() -> None:

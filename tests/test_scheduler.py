@@ -372,6 +372,18 @@ def test_a_tool_that_must_be_called_is_called(served: Served) -> None:
     assert desk.text(1) == ""
 
 
+def test_a_call_that_must_be_made_has_no_arguments_but_those_named(served: Served) -> None:
+    function = dict(TOOL["function"], parameters={**TOOL["function"]["parameters"]})
+    del function["parameters"]["additionalProperties"]
+    desk = Desk(served)
+    desk.ask(
+        1, "Read.", max_tokens=120, tools=[{**TOOL, "function": function}], tool_choice="=read"
+    )
+    desk.run()
+    (call,) = desk.of(1, ToolCall)
+    assert json.loads(call.arguments).keys() == {"path"}
+
+
 def test_a_prompt_can_be_echoed_with_its_log_probabilities(served: Served) -> None:
     desk = Desk(served)
     wanted = Generate(

@@ -152,9 +152,12 @@ def test_a_body_that_cannot_be_read_is_refused_in_the_words_of_its_api(
         ({"api_keys": ("short",)}, "8 or more"),
         ({"api_keys": ("w\u00f6rd-w\u00f6rd",)}, "ASCII"),
         ({"max_body_bytes": 10}, "1024"),
+        ({"origins": ("chat.example",)}, "no origin"),
+        ({"origins": ("https://chat.example/page",)}, "no origin"),
+        ({"hosts": ("http://nas.local",)}, "no name"),
     ],
 )
-def test_a_server_open_to_the_network_without_a_key_is_not_started(
+def test_access_that_makes_no_sense_or_is_open_without_a_key_is_refused(
     options: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(OptionError, match=why):

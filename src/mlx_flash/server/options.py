@@ -2,11 +2,15 @@
 
 import ipaddress
 import math
+import re
 from dataclasses import dataclass, field
 
 from ..errors import OptionError
 
 DEFAULT_PORT = 8080
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+_HOST = re.compile(r"[^/\s:]+|\[?[0-9a-fA-F:.]+\]?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,12 @@ class AccessOptions:
             raise OptionError(f"{self.port} is no port: give 0 to 65535; 0 takes a free one.")
         if any(len(key) < 8 or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise OptionError("an API key has 8 or more printable ASCII characters: give another.")
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise OptionError(f"{origin!r} is no origin: give one like https://chat.example.")
+        for name in self.hosts:
+            if not _HOST.fullmatch(name):
+                raise OptionError(f"{name!r} is no name of a machine: give one like nas.local.")
         if not self.is_loopback and not self.api_keys:
             raise OptionError(
                 f"{self.host} can be reached by other machines: give --api-key, too, or listen on "

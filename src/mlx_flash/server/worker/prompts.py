@@ -154,6 +154,8 @@ def _without_template(prompt: ChatPrompt) -> str:
 def forced_call_schema(tools: Sequence[dict[str, Any]], choice: str) -> str:
     """Return the JSON schema of a call of one of `tools`; of the one that `choice` names, `=name`.
 
+    It has no arguments but those that a tool names, even where the tool would allow others.
+
     Raises:
         PromptError: there is no such tool.
     """
@@ -167,7 +169,7 @@ def forced_call_schema(tools: Sequence[dict[str, Any]], choice: str) -> str:
             "type": "object",
             "properties": {
                 "name": {"const": one["name"]},
-                "arguments": one.get("parameters") or {"type": "object"},
+                "arguments": _closed(one.get("parameters") or {"type": "object"}),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -175,3 +177,30 @@ def forced_call_schema(tools: Sequence[dict[str, Any]], choice: str) -> str:
         for one in functions
     ]
     return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
+
+
+_OPENS = frozenset(
+    {
+        *("$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas"),
+        *("additionalProperties", "patternProperties", "unevaluatedProperties"),
+    }
+)
+"""Words of a schema beside which an object may have more properties than `properties` names."""
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have no properties but those that they name."""
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for word in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(word), dict):
+            closed[word] = {name: _closed(value) for name, value in schema[word].items()}
+    for word in ("anyOf", "oneOf"):
+        if isinstance(schema.get(word), list) and "properties" not in schema:
+            closed[word] = [_closed(value) for value in schema[word]]
+    if "items" in schema:
+        closed["items"] = _closed(schema["items"])
+    if isinstance(schema.get("properties"), dict) and not _OPENS & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
