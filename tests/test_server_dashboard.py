@@ -298,8 +298,8 @@ def test_a_full_kv_cache_is_told_of_when_requests_keep_waiting() -> None:
     full = replace(SNAPSHOT, resized=0, running=4, waiting=2, kv_bytes=13_000)
     (text,) = texts(CARD, [full, full], None)
     assert text == (
-        "Requests wait because the KV cache is full: a smaller --max-context or --kv-bits 8 "
-        "would let more run at once."
+        "Requests wait because the KV cache is full: a larger --max-context gives it more room, "
+        "and the experts less."
     )
     assert texts(CARD, [replace(full, waiting=0), full], None) == []
     assert texts(CARD, [replace(full, kv_bytes=9_000)], None) == []
@@ -309,6 +309,10 @@ def test_a_full_batch_is_told_of() -> None:
     full = replace(SNAPSHOT, resized=0, running=16, waiting=2, kv_bytes=16_000)
     (text,) = texts(CARD, [full], None)
     assert text.startswith("Requests wait because 16 are answered at once: a larger --max-batch")
+    one = replace(full, running=1)
+    on_gpu = replace(CARD, max_batch=1, backend="cuda", kernels="reference")
+    (text,) = texts(on_gpu, [one], None)
+    assert "--fast-batch computes several together, which is not exact" in text
 
 
 @pytest.mark.parametrize(

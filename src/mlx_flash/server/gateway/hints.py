@@ -55,6 +55,12 @@ def _queue(card: ModelCard, recent: Sequence[Snapshot]) -> Hint | None:
     now = recent[-1]
     if not all(one.waiting and one.running for one in recent):
         return None
+    if card.max_batch == 1 and card.kernels != "cpu":
+        return Hint(
+            "note",
+            "Requests wait because answers are computed one after the other here, each as if "
+            "alone: --fast-batch computes several together, which is not exact.",
+        )
     if now.running >= card.max_batch:
         return Hint(
             "note",
@@ -64,8 +70,8 @@ def _queue(card: ModelCard, recent: Sequence[Snapshot]) -> Hint | None:
     if now.kv_bytes * (now.running + 1) > now.kv_limit_bytes * now.running:
         return Hint(
             "warning",
-            "Requests wait because the KV cache is full: a smaller --max-context or --kv-bits 8 "
-            "would let more run at once.",
+            "Requests wait because the KV cache is full: a larger --max-context gives it more "
+            "room, and the experts less.",
         )
     return None
 
