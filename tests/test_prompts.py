@@ -56,7 +56,9 @@ def test_a_forced_call_keeps_what_may_be_open() -> None:
             "closed": {"type": "array", "items": inner},
             "open": {**inner, "additionalProperties": {"type": "string"}},
             "both": {"allOf": [inner, {"type": "object", "properties": {"b": {}}}]},
+            "unnamed": {**inner, "required": ["b"]},
         },
+        "$defs": {"part": inner},
     }
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     schema = json.loads(forced_call_schema([tool], "=f"))["properties"]["arguments"]
@@ -65,6 +67,8 @@ def test_a_forced_call_keeps_what_may_be_open() -> None:
     assert places["closed"]["items"] == {**inner, "additionalProperties": False}
     assert places["open"] == parameters["properties"]["open"]
     assert places["both"] == parameters["properties"]["both"]
+    assert places["unnamed"] == parameters["properties"]["unnamed"]
+    assert schema["$defs"] == parameters["$defs"]
 
 
 def test_no_prompt_that_fits_is_refused_by_its_length() -> None:

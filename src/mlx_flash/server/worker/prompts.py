@@ -182,25 +182,29 @@ def forced_call_schema(tools: Sequence[dict[str, Any]], choice: str) -> str:
 _OPENS = frozenset(
     {
         *("$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas"),
-        *("additionalProperties", "patternProperties", "unevaluatedProperties"),
+        *("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"),
     }
 )
-"""Words of a schema beside which an object may have more properties than `properties` names."""
+"""Words of a schema beside which an object may need more properties than `properties` names."""
 
 
 def _closed(schema: Any) -> Any:
-    """Return a schema whose objects have no properties but those that they name."""
+    """Return a schema whose objects have no properties but those that they name.
+
+    Left open is what other parts may add to: the parts of `allOf`, and definitions.
+    """
     if not isinstance(schema, dict):
         return schema
     closed = dict(schema)
-    for word in ("properties", "$defs", "definitions"):
-        if isinstance(schema.get(word), dict):
-            closed[word] = {name: _closed(value) for name, value in schema[word].items()}
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict):
+        closed["properties"] = {name: _closed(value) for name, value in properties.items()}
+        needed = map(str, required) if isinstance(required, list) else ()
+        if not _OPENS & schema.keys() and properties.keys() >= set(needed):
+            closed["additionalProperties"] = False
     for word in ("anyOf", "oneOf"):
         if isinstance(schema.get(word), list) and "properties" not in schema:
             closed[word] = [_closed(value) for value in schema[word]]
     if "items" in schema:
         closed["items"] = _closed(schema["items"])
-    if isinstance(schema.get("properties"), dict) and not _OPENS & schema.keys():
-        closed["additionalProperties"] = False
     return closed
